@@ -1,0 +1,58 @@
+"""Directions with one independent number per parameter entry."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fwdgrad.directions.base import Params, real_or_raise
+from fwdgrad.randomness import KeyedGenerator
+from fwdgrad.tangents import Dense
+
+
+class Normal:
+    """Independent standard normal entries.
+
+    ``E[v v^T] = I`` and ``E|(g.v) v|^2 = (P + 2) |g|^2`` for P entries in all.
+    Source: Baydin et al., "Gradients without Backpropagation", 2022, arXiv:2202.08587, definition 1.
+    """
+
+    def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, Dense]:
+        return {name: Dense(generator.normal(name, real_or_raise(name, param))) for name, param in params.items()}
+
+
+class Rademacher:
+    """Independent signs, +1 or -1.
+
+    ``E[v v^T] = I`` and, since ``|v|^2 = P`` always, ``E|(g.v) v|^2 = P |g|^2``: the least of all directions with
+    independent entries.
+    """
+
+    def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, Dense]:
+        return {name: Dense(_signs_like(name, param, generator)) for name, param in params.items()}
+
+
+class Sphere:
+    """A uniform point on the sphere of radius ``sqrt(P)`` in the space of all P entries.
+
+    ``E[v v^T] = I`` and ``E|(g.v) v|^2 = P |g|^2``.
+    """
+
+    def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, Dense]:
+        normals = {name: generator.normal(name, real_or_raise(name, param)) for name, param in params.items()}
+        squares = sum(values.flatten(1).square().sum(1).float().cpu() for values in normals.values())
+        count = sum(param.numel() for param in params.values())
+        scales = math.sqrt(count) / torch.as_tensor(squares).sqrt()
+        return {name: Dense(_scale_each(values, scales)) for name, values in normals.items()}
+
+
+def _signs_like(name: str, param: Tensor, generator: KeyedGenerator) -> Tensor:
+    real_or_raise(name, param)
+    signs = generator.signs(name, param.numel(), param.dtype, param.device)
+    return signs.view(-1, *param.shape)
+
+
+def _scale_each(values: Tensor, scales: Tensor) -> Tensor:
+    return values * scales.to(values).view(-1, *[1] * (values.dim() - 1))

@@ -1,0 +1,30 @@
+"""How directional derivatives are computed. ``make_engine`` turns a word or an object into an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fwdgrad.engines.base import Engine, Evaluation, Function
+from fwdgrad.engines.finite_difference import FiniteDifference
+from fwdgrad.engines.func import Func
+
+ENGINES: dict[str, Callable[[], Engine]] = {"func": Func, "finite_difference": FiniteDifference}
+
+
+def make_engine(engine: str | Engine) -> Engine:
+    """Return the engine meant by a word of ``ENGINES`` or by an object that is one.
+
+    Raises:
+        ValueError: if the word is not known.
+        TypeError: if it is neither.
+    """
+    if isinstance(engine, str):
+        if engine not in ENGINES:
+            raise ValueError(f"engine must be one of {list(ENGINES)}, got {engine!r}")
+        return ENGINES[engine]()
+    if callable(engine):
+        return engine
+    raise TypeError(f"engine must be one of {list(ENGINES)} or a callable engine, got {type(engine).__name__}")
+
+
+__all__ = ["ENGINES", "Engine", "Evaluation", "FiniteDifference", "Func", "Function", "make_engine"]

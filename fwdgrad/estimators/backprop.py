@@ -1,0 +1,39 @@
+"""The exact gradient by reverse mode: the rival every other method is measured against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fwdgrad.estimators.base import StepRecord
+from fwdgrad.functional import Closure, check_loss
+
+
+class Backprop:
+    """Compute the exact gradient with PyTorch's autograd; the only estimator that may.
+
+    Raises, when called:
+        ValueError: if the model has no trainable parameter, or the loss has more than one dimension.
+    """
+
+    def __init__(self) -> None:
+        self.last: StepRecord | None = None
+
+    def __call__(self, model: nn.Module, closure: Closure) -> Tensor:
+        """Return the detached loss ``closure(model)`` and accumulate its gradient into ``p.grad``."""
+        if not any(param.requires_grad for param in model.parameters()):
+            raise ValueError(
+                f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train"
+            )
+        losses = check_loss(closure(model))
+        loss = losses.mean()
+        loss.backward()
+        self.last = StepRecord(losses.detach())
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

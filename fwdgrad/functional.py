@@ -1,0 +1,77 @@
+"""A module and a closure read as one pure function of the trainable parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Closure = Callable[[Any], Tensor]
+
+
+class _Bound(nn.Module):
+    """Holds the model as a submodule, so that ``functional_call`` reaches it however the closure calls it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, closure: Closure) -> Tensor:
+        return closure(self.model)
+
+
+class FunctionalModel:
+    """The pure function ``params -> (losses, buffers)`` behind ``closure(model)``.
+
+    Calling it leaves the model as it is: parameters come from the argument, and buffers are cloned before the forward
+    pass and returned as they are after it. ``params`` holds the trainable parameters by name, detached; frozen ones
+    (``requires_grad=False``) stay in the model and get no direction.
+
+    Args:
+        model: any module.
+        closure: called with the model, returns a scalar loss or a vector of per-example losses.
+
+    Raises:
+        ValueError: if no parameter is trainable.
+    """
+
+    def __init__(self, model: nn.Module, closure: Closure) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        self.parameters = {name: param for name, param in model.named_parameters() if param.requires_grad}
+        if not self.parameters:
+            raise ValueError(
+                f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train"
+            )
+        self.params: dict[str, Tensor] = {name: param.detach() for name, param in self.parameters.items()}
+        self._buffers = dict(model.named_buffers())
+        self._bound = _Bound(model)
+        self._closure = closure
+
+    def __call__(self, params: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        state = {f"model.{name}": value for name, value in params.items()}
+        state |= {f"model.{name}": buffer.clone() for name, buffer in self._buffers.items()}
+        loss = torch.func.functional_call(self._bound, state, (self._closure,))
+        return check_loss(loss), {name: state[f"model.{name}"] for name in self._buffers}
+
+    def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Leave the model's buffers as an ordinary forward pass would have."""
+        with torch.no_grad():
+            for name, value in buffers.items():
+                self._buffers[name].copy_(value)
+
+
+def check_loss(loss: object) -> Tensor:
+    """Return what the closure returned, or raise if it is neither a loss nor per-example losses."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"the closure must return a loss tensor, got {type(loss).__name__}")
+    if loss.dim() > 1:
+        raise ValueError(
+            "the closure must return a scalar loss or a vector of per-example losses, "
+            f"got a tensor of shape {tuple(loss.shape)}"
+        )
+    if not loss.is_floating_point():
+        raise TypeError(f"the closure must return a floating-point loss, got {loss.dtype}")
+    return loss

@@ -1,0 +1,97 @@
+"""Random numbers keyed by (seed, step, direction index, parameter name).
+
+The same key gives the same numbers, whatever the chunk, the rank or the order of the calls, so a direction can be drawn
+again instead of being stored. PyTorch's global generator is neither read nor advanced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+class KeyedGenerator:
+    """Draw the random numbers of a few directions of one step.
+
+    Args:
+        seed: seed of the run.
+        step: number of the training step.
+        indices: the directions to draw, as indices among the K of this step; K' = len(indices) of them.
+    """
+
+    def __init__(self, seed: int, step: int, indices: range = range(1)) -> None:
+        self.seed = seed
+        self.step = step
+        self.indices = indices
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __repr__(self) -> str:
+        return f"KeyedGenerator(seed={self.seed}, step={self.step}, indices={self.indices})"
+
+    def key(self, name: str, index: int) -> int:
+        """Return the 63-bit key of one parameter in one direction."""
+        text = f"{self.seed}/{self.step}/{index}/{name}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+    def torch_generator(self, name: str, index: int, device: torch.device) -> torch.Generator:
+        """Return a generator set to the key; it serves until the next call for the same device."""
+        generator = self._generators.get(device)
+        if generator is None:
+            generator = self._generators[device] = torch.Generator(device)
+        # The CPU generator keeps 32 bits of the seed: that two keys of a run meet is possible and harmless.
+        return generator.manual_seed(self.key(name, index))
+
+    def normal(self, name: str, like: Tensor) -> Tensor:
+        """Draw standard normals of shape (K', *like.shape)."""
+        values = torch.empty((len(self.indices), *like.shape), dtype=like.dtype, device=like.device)
+        for slot, index in zip(values, self.indices, strict=True):
+            slot.normal_(generator=self.torch_generator(name, index, like.device))
+        return values
+
+    def uniform(self, name: str, like: Tensor) -> Tensor:
+        """Draw uniform numbers in [0, 1) of shape (K', *like.shape)."""
+        values = torch.empty((len(self.indices), *like.shape), dtype=like.dtype, device=like.device)
+        for slot, index in zip(values, self.indices, strict=True):
+            slot.uniform_(generator=self.torch_generator(name, index, like.device))
+        return values
+
+    def signs(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Draw independent signs, +1 or -1 with probability 1/2 each, of shape (K', count).
+
+        Sixty-four signs come from one random word: a byte selects eight of them from a table.
+        """
+        size = -(-count // 64)
+        rows = [
+            torch.empty(size, dtype=torch.int64, device=device).random_(
+                -(2**63), None, generator=self.torch_generator(name, index, device)
+            )
+            for index in self.indices
+        ]
+        words = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
+        signs = torch.nn.functional.embedding(words.view(torch.uint8).int(), _sign_table(dtype, device))
+        return signs.flatten(1)[:, :count]
+
+
+def global_random_state(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Remember PyTorch's global random state, on the CPU and on the tensors' CUDA devices; return what restores it."""
+    devices = {tensor.device for tensor in tensors if tensor.is_cuda}
+    cpu = torch.get_rng_state()
+    cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+
+    def restore() -> None:
+        torch.set_rng_state(cpu)
+        for device, state in cuda:
+            torch.cuda.set_rng_state(state, device)
+
+    return restore
+
+
+@lru_cache(maxsize=16)
+def _sign_table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the eight signs that each byte stands for, shape (256, 8)."""
+    bits = torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1
+    return (1 - 2 * bits).to(dtype=dtype, device=device)
