@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fwdgrad.estimators.base import StepRecord
@@ -13,11 +14,16 @@ from fwdgrad.functional import Closure, check_loss
 class Backprop:
     """Compute the exact gradient with PyTorch's autograd; the only estimator that may.
 
+    Args:
+        compile: run the forward and the backward pass through ``torch.compile(fullgraph=True)``.
+
     Raises, when called:
         ValueError: if the model has no trainable parameter, or the loss has more than one dimension.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compile: bool = False) -> None:
+        options = {"fallback_random": True}
+        self._losses = torch.compile(_losses, fullgraph=True, options=options) if compile else _losses
         self.last: StepRecord | None = None
 
     def __call__(self, model: nn.Module, closure: Closure) -> Tensor:
@@ -26,7 +32,7 @@ class Backprop:
             raise ValueError(
                 f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train"
             )
-        losses = check_loss(closure(model))
+        losses = self._losses(model, closure)
         loss = losses.mean()
         loss.backward()
         self.last = StepRecord(losses.detach())
@@ -37,3 +43,7 @@ class Backprop:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def _losses(model: nn.Module, closure: Closure) -> Tensor:
+    return check_loss(closure(model))

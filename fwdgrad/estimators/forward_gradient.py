@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fwdgrad.directions import Direction, SampleFunction, is_per_example, make_direction
-from fwdgrad.engines import Engine, Evaluation, Function, make_engine
+from fwdgrad.engines import Engine, Evaluation, Func, Function, make_engine
 from fwdgrad.estimators.base import StepRecord, check_positive_integer, deposit
 from fwdgrad.functional import Closure, FunctionalModel, check_loss
 from fwdgrad.optim import FactoredSGD
@@ -31,10 +31,12 @@ class ForwardGradient:
         chunk_size: how many directions to evaluate together, all by default. The estimate does not depend on it, the
             memory does.
         seed: seed of the directions, which depend on nothing but (seed, step, direction index, parameter name).
-        optimizer: deposit the estimate as factors into this optimizer, instead of as a tensor into ``p.grad``.
+        optimizer: the optimizer that will apply the estimate. A ``FactoredSGD`` is given it as factors; for any other
+            it is accumulated into ``p.grad``, as without this argument.
+        compile: run the engine through ``torch.compile``; for ``engine="func"`` only.
 
     Raises:
-        ValueError: if a word is not known or a number is not a positive integer.
+        ValueError: if a word is not known, a number is not a positive integer, or the engine cannot be compiled.
 
     Source: Baydin et al., "Gradients without Backpropagation", 2022, arXiv:2202.08587, algorithm 1 (K = 1, normal).
     """
@@ -46,14 +48,19 @@ class ForwardGradient:
         engine: str | Engine = "func",
         chunk_size: int | None = None,
         seed: int = 0,
-        optimizer: FactoredSGD | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        compile: bool = False,
     ) -> None:
         self.direction = make_direction(direction)
         self.num_directions = check_positive_integer("num_directions", num_directions)
-        self.engine = make_engine(engine)
-        self.chunk_size = check_positive_integer("chunk_size", chunk_size or self.num_directions)
+        self.chunk_size = check_positive_integer(
+            "chunk_size", self.num_directions if chunk_size is None else chunk_size
+        )
+        if compile and engine != "func":
+            raise ValueError(f"compile=True needs engine='func', got engine={engine!r}")
+        self.engine = Func(compile=True) if compile else make_engine(engine)
         self.seed = seed
-        self.optimizer = optimizer
+        self.optimizer = optimizer if isinstance(optimizer, FactoredSGD) else None
         self.step = 0
         self.last: StepRecord | None = None
 

@@ -1,0 +1,243 @@
+"""From a configuration to objects to a finished run."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from fwdgrad.data import Batches, Dataset, load_dataset
+from fwdgrad.estimators import Estimator
+from fwdgrad.training import Tracker, Trainer, load_checkpoint
+from fwdgrad.training.device import check_precision, peak_memory_bytes, resolve_device
+
+log = logging.getLogger("fwdgrad")
+
+# The keys of ``optimization`` that belong to the run; all others are arguments of the method.
+LOOP_KEYS = ("learning_rate", "clip_norm")
+
+
+class ConfigError(ValueError):
+    """The configuration asks for something that cannot be had; the message says what and what to do."""
+
+
+def run(cfg: DictConfig, folder: Path) -> float:
+    """Train and evaluate as configured; return the final validation accuracy, the objective of a sweep.
+
+    Args:
+        cfg: a composed ``train`` configuration.
+        folder: the run folder, into which everything is written.
+    """
+    trainer = make_trainer(cfg, folder)
+    started = time.perf_counter()
+    log.info("%s: %d steps, run folder %s", cfg.name, trainer.max_steps, folder)
+    try:
+        validation = trainer.run()
+        test = trainer.evaluate("test")
+        metrics = {
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "val_accuracy": validation.accuracy,
+            "val_loss": validation.loss,
+            "train_loss": trainer.train_loss,
+            "steps": trainer.step,
+            "epochs": trainer.step / trainer.batches.steps_per_epoch,
+            "seconds": time.perf_counter() - started,
+            "seconds_per_step": trainer.seconds / max(trainer.step, 1),
+            "examples_per_second": trainer.step * cfg.dataset.batch_size / max(trainer.seconds, 1e-9),
+            "peak_memory_bytes": peak_memory_bytes(trainer.dataset.train.inputs.device),
+            "seed": cfg.seed,
+            "method": _method(cfg),
+        }
+        trainer.tracker.scalars(trainer.step, {"test/accuracy": test.accuracy, "test/loss": test.loss})
+        trainer.tracker.finish(metrics, _hparams(cfg))
+    finally:
+        trainer.tracker.close()
+    log.info("test accuracy %.4f  test loss %.4f  after %d steps", test.accuracy, test.loss, trainer.step)
+    return validation.accuracy
+
+
+def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
+    """Build everything a run consists of, restored from the last checkpoint if ``cfg.resume`` names a run.
+
+    Raises:
+        ConfigError: naming the section of the configuration that could not be built.
+    """
+    check_config(cfg)
+    with _section("device"):
+        device = resolve_device(cfg.device)
+        check_precision(cfg.precision, device)
+    torch.manual_seed(cfg.seed)
+    with _section("dataset"):
+        dataset = _make_dataset(cfg.dataset, cfg.seed).to(device)
+        batches = Batches(dataset.train, cfg.dataset.batch_size, seed=cfg.seed, drop_last=cfg.dataset.drop_last)
+    max_steps = cfg.max_steps if cfg.max_steps is not None else cfg.epochs * batches.steps_per_epoch
+    model = make_model(cfg, dataset).to(device)
+    with _section("optimizer"):
+        optimizer = hydra.utils.instantiate(cfg.optimizer, params=_trainable(model))
+    with _section("scheduler"):
+        scheduler = _make_scheduler(cfg.scheduler, optimizer, max_steps)
+    with _section("optimization"):
+        estimator = make_estimator(cfg, optimizer)
+    with _section("resume"):
+        state = load_checkpoint(Path(cfg.resume), device) if cfg.resume is not None else None
+
+    def context() -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bfloat16" else nullcontext()
+
+    trainer = Trainer(
+        model=model,
+        dataset=dataset,
+        batches=batches,
+        estimator=estimator,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        tracker=Tracker(folder, resume_step=None if state is None else state["step"]),
+        folder=folder,
+        max_steps=max_steps,
+        eval_batch_size=cfg.dataset.eval_batch_size,
+        context=context,
+        clip_norm=cfg.optimization.clip_norm,
+        log_every=cfg.log_every,
+        checkpoint_every=cfg.checkpoint_every,
+        show_progress=cfg.progress,
+    )
+    if state is not None:
+        with _section("resume"):
+            trainer.load_state_dict(state)
+    return trainer
+
+
+def make_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
+    """Instantiate ``cfg.model`` and check on two examples that it maps inputs to one logit per class."""
+    with _section("model"):
+        model = hydra.utils.instantiate(cfg.model)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"_target_ must build a torch.nn.Module, got {type(model).__name__}")
+        model.eval()
+        inputs = next(Batches(dataset.train, 2, shuffle=False).epoch(0))[0].cpu()
+        expected = (2, dataset.num_classes)
+        try:
+            with torch.no_grad():
+                outputs = model(inputs)
+        except RuntimeError as error:
+            message = str(error).splitlines()[0]
+            raise ConfigError(f"{type(model).__name__} does not take {tuple(inputs.shape)} inputs: {message}") from error
+        if not isinstance(outputs, torch.Tensor) or tuple(outputs.shape) != expected:
+            arrived = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+            raise ConfigError(
+                f"{type(model).__name__} must map {tuple(inputs.shape)} inputs to {expected} logits for "
+                f"dataset={dataset.name}, got {arrived}; pass it num_classes: ${{dataset.num_classes}}"
+            )
+        return model.train()
+
+
+def make_estimator(cfg: DictConfig, optimizer: torch.optim.Optimizer | None = None) -> Estimator:
+    """Instantiate the method of ``cfg.optimization``, with ``cfg.engine`` and ``cfg.compile`` where they are set.
+
+    An estimator with an ``optimizer`` argument is given the optimizer that will apply its estimate.
+    """
+    arguments = {key: value for key, value in cfg.optimization.items() if key not in LOOP_KEYS}
+    accepted = inspect.signature(hydra.utils.get_object(arguments["_target_"])).parameters
+    for key, given in (("engine", cfg.engine is not None), ("compile", cfg.compile)):
+        if given:
+            if key not in accepted:
+                raise ConfigError(f"{key}={cfg[key]} has no meaning for {_method(cfg)}; leave {key} out")
+            arguments[key] = cfg[key]
+    injected = {"optimizer": optimizer} if "optimizer" in accepted else {}
+    return hydra.utils.instantiate(arguments, **injected)
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Raise ConfigError for a value out of range."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"no value for {', '.join(missing)}; give it on the command line")
+    optimization = cfg.optimization
+    for section, key, value, minimum in (
+        ("", "epochs", cfg.epochs, 0),
+        ("", "max_steps", cfg.max_steps, 0),
+        ("", "log_every", cfg.log_every, 1),
+        ("", "checkpoint_every", cfg.checkpoint_every, 1),
+        ("dataset.", "batch_size", cfg.dataset.batch_size, 1),
+        ("dataset.", "eval_batch_size", cfg.dataset.eval_batch_size, 1),
+    ):
+        if value is not None and value < minimum:
+            raise ConfigError(f"{section}{key} must be at least {minimum}, got {value}")
+    if cfg.epochs is None and cfg.max_steps is None:
+        raise ConfigError("epochs or max_steps must be set, both are null")
+    for key in LOOP_KEYS:
+        value = optimization[key]
+        optional = key != "learning_rate"
+        if optional and value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise ConfigError(f"optimization.{key} must be a positive number, got {value!r}")
+
+
+@contextmanager
+def _section(name: str) -> Iterator[None]:
+    """Turn any error while a section is built into one ConfigError that names the section."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise ConfigError(f"{name}: {_first_line(cause)}") from error
+    except (ValueError, TypeError, RuntimeError, ImportError, AttributeError, OSError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{name}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _make_dataset(cfg: DictConfig, seed: int) -> Dataset:
+    dataset = load_dataset(cfg.name, cfg.root, cfg.download, cfg.validation_size, seed)
+    for key in ("input_shape", "num_classes"):
+        configured = tuple(cfg[key]) if key == "input_shape" else cfg[key]
+        if configured != getattr(dataset, key):
+            raise ConfigError(f"{key} is {getattr(dataset, key)} in {cfg.name}, but {configured} is configured")
+    return dataset
+
+
+def _make_scheduler(cfg: DictConfig, optimizer: torch.optim.Optimizer, max_steps: int) -> Any:
+    """Instantiate the scheduler; ``T_max`` or ``total_steps`` left null means the length of the run."""
+    arguments = {
+        key: max(max_steps, 1) if key in ("T_max", "total_steps") and value is None else value
+        for key, value in cfg.items()
+    }
+    return hydra.utils.instantiate(arguments, optimizer=optimizer)
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    trainable = [param for param in model.parameters() if param.requires_grad]
+    if not trainable:
+        raise ConfigError("the model has no parameter with requires_grad=True, so there is nothing to train")
+    return trainable
+
+
+def _method(cfg: DictConfig) -> str:
+    return str(cfg.optimization["_target_"]).rsplit(".", 1)[-1]
+
+
+def _hparams(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings that make runs differ, flat, for TensorBoard's HParams tab."""
+    flat: dict[str, Any] = {"method": _method(cfg), "dataset": cfg.dataset.name, "model": cfg.model["_target_"]}
+    for section in ("optimization", "optimizer", "scheduler", "dataset", "model"):
+        for key, value in cfg[section].items():
+            if isinstance(value, bool | int | float | str) and key not in ("name", "root"):
+                flat[f"{section}.{key.strip('_')}"] = value
+    return flat | {"seed": cfg.seed, "precision": cfg.precision}

@@ -1,0 +1,227 @@
+"""The training loop: the same for every estimator."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fwdgrad.data import Batches, Dataset
+from fwdgrad.estimators import Estimator
+from fwdgrad.training.checkpoint import check_same_model, list_checkpoints, save_checkpoint
+from fwdgrad.training.evaluation import Score, evaluate
+from fwdgrad.training.gradients import clip_gradients, gradient_norm
+from fwdgrad.training.progress import Progress
+from fwdgrad.training.tracking import Tracker
+
+log = logging.getLogger("fwdgrad")
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number."""
+
+
+@dataclass
+class Trainer:
+    """Trains a classifier with any estimator, evaluates, records and checkpoints it.
+
+    The state of a run is a function of its settings and its step: the batches follow from (seed, epoch), the directions
+    from (seed, step). A checkpoint therefore holds the step and everything that changes, and a resumed run ends as the
+    run that was never stopped.
+    """
+
+    model: nn.Module
+    dataset: Dataset
+    batches: Batches
+    estimator: Estimator
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    tracker: Tracker
+    folder: Path
+    max_steps: int
+    eval_batch_size: int
+    context: Callable[[], AbstractContextManager[object]]
+    """Entered around every forward pass: autocast, or nothing."""
+    clip_norm: float | None = None
+    log_every: int = 10
+    checkpoint_every: int | None = None
+    """In steps; besides, a checkpoint is written after every evaluation."""
+    show_progress: bool | None = None
+
+    step: int = 0
+    seconds: float = 0.0
+    """Spent in training steps, without evaluation and checkpoints."""
+    train_loss: float = math.nan
+    """Mean over the steps of the last epoch, or of what was run of it."""
+    _loss_sum: float = 0.0
+    _loss_count: int = 0
+    _pending: list[Tensor] = field(default_factory=list)
+    _started: float = 0.0
+
+    def run(self) -> Score:
+        """Train up to ``max_steps``; return the score on the validation split."""
+        self.model.train()
+        validation = None
+        progress = Progress(self.max_steps, self.step, self.show_progress)
+        try:
+            while self.step < self.max_steps:
+                epoch, position = divmod(self.step, self.batches.steps_per_epoch)
+                self._started = time.perf_counter()
+                for inputs, targets in self.batches.epoch(epoch, position):
+                    self._train_step(inputs, targets, progress)
+                    if self.step == self.max_steps:
+                        break
+                validation = self._end_epoch(progress)
+        except KeyboardInterrupt:
+            self._stop_clock()
+            self.save()
+            raise
+        finally:
+            progress.close()
+        return validation or self.evaluate("validation")
+
+    def evaluate(self, split: str) -> Score:
+        """Score the model on the ``train``, ``validation`` or ``test`` split."""
+        return evaluate(self.model, getattr(self.dataset, split), self.eval_batch_size, self.context())
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present step.
+
+        Raises:
+            NonFiniteLossError: if a loss since the last check, or a parameter, is not finite.
+        """
+        self._check_losses()
+        for name, param in self.model.named_parameters():
+            if not torch.isfinite(param).all():
+                raise self._non_finite(f"parameter {name!r} is not finite after step {self.step}")
+        return save_checkpoint(self.folder / "checkpoints", self.step, self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything a run needs to go on."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss": [self._loss_sum, self._loss_count, self.train_loss],
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "estimator": self.estimator.state_dict(),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned.
+
+        Raises:
+            CheckpointError: if it is the state of another model.
+        """
+        check_same_model(state, self.model)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.estimator.load_state_dict(state["estimator"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self._loss_sum, self._loss_count, self.train_loss = state["loss"]
+        torch.set_rng_state(state["random"].cpu())
+        if state["cuda_random"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda_random"]])
+
+    def _train_step(self, inputs: Tensor, targets: Tensor, progress: Progress) -> None:
+        def closure(model: nn.Module) -> Tensor:
+            with self.context():
+                return F.cross_entropy(model(inputs), targets, reduction="none")
+
+        self.optimizer.zero_grad()
+        loss = self.estimator(self.model, closure)
+        norm = clip_gradients(self.optimizer, self.clip_norm) if self.clip_norm is not None else None
+        # Parameters are changed only after this step's figures could be read off the estimate.
+        log_now = (self.step + 1) % self.log_every == 0
+        if log_now and norm is None:
+            norm = gradient_norm(self.optimizer)
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.step += 1
+        self._pending.append(loss)
+        if log_now:
+            self._log(loss.item(), norm, learning_rate, progress)
+        ends_epoch = self.step % self.batches.steps_per_epoch == 0 or self.step == self.max_steps
+        if self.checkpoint_every is not None and self.step % self.checkpoint_every == 0 and not ends_epoch:
+            self._stop_clock()
+            self.save()
+            self._started = time.perf_counter()
+
+    def _log(self, loss: float, norm: Tensor | None, learning_rate: float, progress: Progress) -> None:
+        self._stop_clock()
+        self._check_losses()
+        figures = {"train/loss": loss, "optim/lr": learning_rate, "perf/steps_per_second": self.step / self.seconds}
+        if norm is not None:
+            figures["grad/norm"] = norm.item()
+        record = self.estimator.last
+        if record is not None and record.directional_derivatives is not None:
+            # The root mean square over the directions: its square estimates |gradient|^2.
+            figures["grad/directional_derivative"] = record.directional_derivatives.square().mean().sqrt().item()
+        self.tracker.scalars(self.step, figures)
+        progress.advance(self.log_every, loss=loss)
+        self._started = time.perf_counter()
+
+    def _end_epoch(self, progress: Progress) -> Score:
+        """Evaluate on the validation split, record a row and write a checkpoint."""
+        self._stop_clock()
+        self._check_losses()
+        epoch = self.step / self.batches.steps_per_epoch
+        score = self.evaluate("validation")
+        self.train_loss = self._loss_sum / max(self._loss_count, 1)
+        self._loss_sum, self._loss_count = 0.0, 0
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.tracker.row(
+            {
+                "step": self.step,
+                "epoch": round(epoch, 4),
+                "train_loss": self.train_loss,
+                "val_loss": score.loss,
+                "val_accuracy": score.accuracy,
+                "learning_rate": learning_rate,
+                "seconds": round(self.seconds, 3),
+            }
+        )
+        self.tracker.scalars(self.step, {"val/loss": score.loss, "val/accuracy": score.accuracy, "epoch": epoch})
+        progress.advance(0, val_accuracy=score.accuracy)
+        log.info(
+            "epoch %.4g  step %d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.0f steps/s",
+            *(epoch, self.step, self.train_loss, score.loss, score.accuracy, self.step / self.seconds),
+        )
+        self.save()
+        return score
+
+    def _stop_clock(self) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+    def _check_losses(self) -> None:
+        """Add the pending losses to the epoch's sum, or stop at the first that is not finite."""
+        if not self._pending:
+            return
+        first = self.step - len(self._pending) + 1
+        for offset, loss in enumerate(torch.stack(self._pending).tolist()):
+            if not math.isfinite(loss):
+                raise self._non_finite(f"the loss is {loss} at step {first + offset}")
+            self._loss_sum += loss
+            self._loss_count += 1
+        self._pending.clear()
+
+    def _non_finite(self, what: str) -> NonFiniteLossError:
+        kept = list_checkpoints(self.folder / "checkpoints")
+        return NonFiniteLossError(
+            f"{what}; lower optimization.learning_rate or set optimization.clip_norm. "
+            f"Last good checkpoint: {kept[-1] if kept else 'none yet'}"
+        )
