@@ -1,0 +1,17 @@
+"""Forward-mode automatic differentiation from scratch, on plain tensors: no autograd, no graph, nothing kept.
+
+``jvp`` has the signature of ``torch.func.jvp``; ``directional_derivatives`` takes K directions at once, dense or
+structured (``fwdgrad.tangents``). Ordinary PyTorch code runs on it: a ``Dual`` is a tensor that carries K tangents and
+that every operation passes through a table of rules. ``rule`` adds to that table; ``fwdgrad.dual.rules`` tells how.
+
+What stops a tangent: ``detach()``, ``.data``, ``torch.no_grad()`` inside the function, and results that are integers or
+booleans. What has no rule falls back, one operation at a time, to PyTorch's own forward mode, and says so once.
+"""
+
+from fwdgrad.dual import rules as rules
+from fwdgrad.dual.api import directional_derivatives, jvp
+from fwdgrad.dual.fallback import fallback_counts
+from fwdgrad.dual.registry import rule
+from fwdgrad.dual.tensor import Dual, DualError, dual, tangent
+
+__all__ = ["Dual", "DualError", "directional_derivatives", "dual", "fallback_counts", "jvp", "rule", "tangent"]

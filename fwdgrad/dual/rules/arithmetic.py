@@ -1,0 +1,186 @@
+"""Sums, products and quotients: d(x + y) = tx + ty, d(x y) = tx y + x ty, d(x / y) = (tx - (x / y) ty) / y."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fwdgrad.dual.forms import align, attach, unary
+from fwdgrad.dual.inplace import own_or_none, write
+from fwdgrad.dual.registry import rule
+from fwdgrad.dual.tensor import tangent
+
+unary(torch.neg, lambda x, y: -1)
+unary(torch.square, lambda x, y: 2 * x)
+unary(torch.reciprocal, lambda x, y: -y * y)
+
+
+@rule(torch.add)
+def add(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+    z = torch.add(input, other) if alpha == 1 else torch.add(input, other, alpha=alpha)
+    tx, ty = tangent(input), tangent(other)
+    return _sum(z, input, tx, other, ty, alpha)
+
+
+@rule(torch.sub)
+def sub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+    z = torch.sub(input, other) if alpha == 1 else torch.sub(input, other, alpha=alpha)
+    return _sum(z, input, tangent(input), other, tangent(other), -alpha)
+
+
+@rule(torch.rsub, Tensor.__rsub__)
+def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+    z = torch.rsub(input, other) if alpha == 1 else torch.rsub(input, other, alpha=alpha)
+    tx, ty = tangent(input), tangent(other)
+    return _sum(z, other, ty, input, None if tx is None else tx * alpha, -1)
+
+
+def _sum(z: Tensor, x: Any, tx: Tensor | None, y: Any, ty: Tensor | None, alpha: Any) -> Tensor:
+    """Attach ``tx + alpha ty``."""
+    if ty is None:
+        return z if tx is None else attach(z, tx, x)
+    if tx is None:
+        return attach(z, ty, y) if alpha == 1 else attach(z, ty * alpha)
+    n = z.dim()
+    return attach(z, torch.add(align(tx, n), align(ty, n), alpha=alpha))
+
+
+@rule(torch.mul)
+def mul(input: Any, other: Any) -> Tensor:
+    z = torch.mul(input, other)
+    tx, ty = tangent(input), tangent(other)
+    if ty is None:
+        return z if tx is None else attach(z, align(tx, z.dim()) * other)
+    if tx is None:
+        return attach(z, align(ty, z.dim()) * input)
+    n = z.dim()
+    return attach(z, torch.addcmul(align(tx, n) * other, align(ty, n), input))
+
+
+@rule(torch.div)
+def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    z = torch.div(input, other, rounding_mode=rounding_mode)
+    if rounding_mode is not None:
+        return z
+    tx, ty = tangent(input), tangent(other)
+    t = None if tx is None else align(tx, z.dim()) / other
+    if ty is not None:
+        second = align(ty, z.dim()) * (z / other)
+        t = -second if t is None else t - second
+    return attach(z, t)
+
+
+@rule(Tensor.__rdiv__, Tensor.__rtruediv__)
+def rdiv(input: Tensor, other: Any) -> Tensor:
+    return div(other, input)
+
+
+@rule(Tensor.add_, Tensor.__iadd__)
+def add_(input: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
+    return _add_to(input, other, alpha, "Tensor.add_")
+
+
+@rule(Tensor.sub_, Tensor.__isub__)
+def sub_(input: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
+    return _add_to(input, other, -alpha, "Tensor.sub_")
+
+
+def _add_to(x: Tensor, y: Any, alpha: Any, name: str) -> Tensor:
+    ty = tangent(y)
+    if ty is not None:
+        target = own_or_none(x, name, True)
+        target.add_(align(ty, x.dim()), alpha=alpha)
+    return Tensor.add_(x, y, alpha=alpha)
+
+
+@rule(Tensor.mul_, Tensor.__imul__)
+def mul_(input: Tensor, other: Any) -> Tensor:
+    ty = tangent(other)
+    if ty is not None and other is input:
+        ty = ty.clone()
+    target = own_or_none(input, "Tensor.mul_", ty is not None)
+    if target is not None:
+        target.mul_(other)
+        if ty is not None:
+            target.add_(align(ty, input.dim()) * input)
+    return Tensor.mul_(input, other)
+
+
+@rule(torch.addcmul)
+def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
+    z = torch.addcmul(input, tensor1, tensor2, value=value)
+    return _add_terms(z, input, (tangent(tensor1), tensor2, value), (tangent(tensor2), tensor1, value))
+
+
+@rule(torch.addcdiv)
+def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
+    z = torch.addcdiv(input, tensor1, tensor2, value=value)
+    by_second = None if (t2 := tangent(tensor2)) is None else t2
+    factor = None if by_second is None else -tensor1 / (tensor2 * tensor2)
+    return _add_terms(z, input, (tangent(tensor1), 1 / tensor2, value), (by_second, factor, value))
+
+
+def _add_terms(z: Tensor, input: Tensor, *terms: tuple[Tensor | None, Any, Any]) -> Tensor:
+    n = z.dim()
+    tx = tangent(input)
+    t = None
+    for tk, factor, value in terms:
+        if tk is not None:
+            term = align(tk, n) * factor * value
+            t = term if t is None else t + term
+    if t is None:
+        return attach(z, tx, input)
+    return attach(z, t if tx is None else align(tx, n) + t)
+
+
+@rule(torch.lerp)
+def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
+    """Z = x + w (y - x): tangent (1 - w) tx + w ty + (y - x) tw."""
+    z = torch.lerp(input, end, weight)
+    n = z.dim()
+    tx, ty, tw = tangent(input), tangent(end), tangent(weight)
+    parts = [(tx, 1 - weight), (ty, weight), (tw, None if tw is None else end - input)]
+    terms = [align(t, n) * factor for t, factor in parts if t is not None]
+    return attach(z, sum(terms[1:], terms[0]) if terms else None)
+
+
+@rule(Tensor.copy_)
+def copy_(input: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
+    return write(input, src, "Tensor.copy_")
+
+
+def _overwriting(name: str) -> Any:
+    method = getattr(Tensor, name)
+
+    def overwrite(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        target = own_or_none(input, f"Tensor.{name}", False)
+        if target is not None:
+            target.zero_()
+        return method(input, *args, **kwargs)
+
+    return overwrite
+
+
+for _name in (
+    "zero_",
+    "normal_",
+    "uniform_",
+    "bernoulli_",
+    "random_",
+    "exponential_",
+    "cauchy_",
+    "log_normal_",
+    "geometric_",
+):
+    rule(getattr(Tensor, _name))(_overwriting(_name))
+
+
+@rule(Tensor.fill_)
+def fill_(input: Tensor, value: Any) -> Tensor:
+    t = tangent(value)
+    target = own_or_none(input, "Tensor.fill_", t is not None)
+    if target is not None:
+        target.zero_() if t is None else target.copy_(align(t, input.dim()))
+    return Tensor.fill_(input, value)

@@ -1,0 +1,236 @@
+"""The dual number: a tensor that carries K tangents, and the bookkeeping that keeps views and in-place writes right.
+
+A ``Dual`` *is* its primal (the same storage, shape and dtype) with K tangents attached. PyTorch hands every operation
+that meets one to ``Dual.__torch_function__``, which looks the operation up in the table of rules and calls the rule with
+this mechanism switched off: inside a rule a ``Dual`` computes as the plain primal, and ``tangent(x)`` reads its tangents.
+
+Views. The tangent of a view lies, wherever it can, in the tangent of the tensor it views, and each view knows its
+``_root``. Before the first in-place write to a tensor that has views, its tangent is laid out exactly as its primal
+(``_mirror``), and the views find theirs in it by their own strides (``_epoch`` tells them that they must).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fwdgrad.tangents import PerExample, Tangent
+
+RULES: dict[Any, Callable[..., Any]] = {}
+"""From each function, method or attribute of PyTorch to the rule that stands in for it."""
+
+_disabled = torch._C.DisableTorchFunctionSubclass
+_is_grad_enabled = torch.is_grad_enabled
+
+
+class DualError(RuntimeError):
+    """An operation that the dual engine cannot differentiate, and what to do about it."""
+
+
+class Dual(Tensor):
+    """A tensor with K tangents; made by ``dual``, read by ``tangent``."""
+
+    _tangent: Tensor | Tangent | None = None  # (K, *shape), or structured (parameters only)
+    _root: Dual | None = None  # the tensor whose memory this one views
+    _viewed = False  # other Duals view this one
+    _shared = False  # the tangent's memory is also somebody else's: copy before writing
+    _mirror = False  # the tangent has the primal's strides, and views address it by theirs
+    _epoch = 0
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        with _disabled():
+            handler = RULES.get(func)
+            if handler is None:
+                handler = _resolve(func)
+            if not _is_grad_enabled():
+                return _without_tangents(func, args, kwargs or {})
+            try:
+                if kwargs:
+                    return handler(*args, **_checked_keywords(func, kwargs))
+                return handler(*args)
+            except _PerExampleMet as error:
+                raise DualError(f"{name_of(func)}: {error}") from None
+
+
+class _PerExampleMet(Exception):
+    """A per-example direction arrived where a rule wanted one tensor per parameter."""
+
+
+def _resolve(func: Callable[..., Any]) -> Callable[..., Any]:
+    from fwdgrad.dual.registry import resolve
+
+    return resolve(func)
+
+
+def _without_tangents(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation met under ``torch.no_grad``: tangents stop there, as gradients do in reverse mode."""
+    # torch.autograd.Function.apply alone turns both gradient modes off; no_grad leaves forward mode on.
+    if not torch._C._is_fwd_grad_enabled() and not torch.is_inference_mode_enabled():
+        caller = sys._getframe(2).f_code
+        raise DualError(
+            f"{getattr(caller, 'co_qualname', caller.co_name)}: the dual engine cannot see the derivative of a custom "
+            "torch.autograd.Function; write its tangent as a rule, @fwdgrad.dual.rule(ThatFunction), or call its "
+            "computation directly (for torch.utils.checkpoint: use_reentrant=False)"
+        )
+    return func(*args, **kwargs)
+
+
+def _checked_keywords(func: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    if "out" in kwargs:
+        if kwargs["out"] is not None:
+            raise DualError(f"{name_of(func)}: out= is not supported on a Dual; assign the result instead, y[...] = x")
+        kwargs = {key: value for key, value in kwargs.items() if key != "out"}
+    if "axis" in kwargs:
+        kwargs = {"dim" if key == "axis" else key: value for key, value in kwargs.items()}
+    if "keepdims" in kwargs:
+        kwargs = {"keepdim" if key == "keepdims" else key: value for key, value in kwargs.items()}
+    return kwargs
+
+
+def name_of(func: Any) -> str:
+    """Return a readable name of a function, method or attribute that PyTorch dispatched on."""
+    owner = getattr(func, "__self__", None)
+    if getattr(func, "__name__", "") == "__get__" and owner is not None:
+        return f"Tensor.{owner.__name__}"
+    name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
+    return name.replace("_VariableFunctionsClass.", "torch.").replace("TensorBase.", "Tensor.")
+
+
+def dual(primal: Tensor, tangents: Tensor | None) -> Tensor:
+    """Attach tangents of shape (K, *primal.shape) to a tensor that the rule has just made; None leaves it plain.
+
+    The tangent must be new memory, or a view of an argument's tangent where ``primal`` is the same view of that
+    argument (``view_of``); to pass on an argument's tangent as it is, use ``dual_sharing``.
+    """
+    if tangents is None:
+        return primal
+    if tangents.dtype is not primal.dtype:
+        tangents = tangents.to(primal.dtype)
+    if type(primal) is not Tensor:
+        primal = primal.detach()
+    primal.__class__ = Dual
+    primal._tangent = tangents
+    return primal
+
+
+def dual_sharing(primal: Tensor, tangents: Tensor | None, *sources: Any) -> Tensor:
+    """Attach tangents whose memory belongs to the arguments ``sources`` too; they are copied when either is written."""
+    out = dual(primal, tangents)
+    if tangents is not None:
+        out._shared = True
+        for source in sources:
+            if type(source) is Dual:
+                (source if source._root is None else source._root)._shared = True
+    return out
+
+
+def view_of(source: Tensor, primal: Tensor, tangents: Tensor | None) -> Tensor:
+    """Attach tangents to the result of an operation that may return a view of ``source``, or ``source`` itself."""
+    if primal is source or tangents is None:
+        return primal
+    if not primal._is_view():
+        if tangents._is_view():
+            return dual_sharing(primal, tangents, source)
+        return dual(primal, tangents)
+    out = dual(primal, tangents)
+    root = source if source._root is None else source._root
+    root._viewed = True
+    out._root = root
+    out._epoch = -1 if root._mirror else root._epoch  # in a mirror it is found by the strides, when it is asked for
+    return out
+
+
+def seed(primal: Tensor, tangents: Tensor | Tangent) -> Dual:
+    """Return a new ``Dual`` over a caller's tensor and tangents, neither of which it will ever write to."""
+    out = primal.detach()
+    out.__class__ = Dual
+    out._tangent = tangents
+    out._shared = True
+    return out
+
+
+def structured(x: Any) -> Tensor | Tangent | None:
+    """Return the tangents of an argument as they are: dense, structured, or None (plain: zero)."""
+    if type(x) is not Dual:
+        return None
+    if x._root is not None and x._epoch != x._root._epoch:
+        _refresh(x)
+    return x._tangent
+
+
+def tangent(x: Any) -> Tensor | None:
+    """Return the K tangents of an argument as one tensor (K, *x.shape), or None where it has none (they are zero)."""
+    if type(x) is not Dual:
+        return None
+    if x._root is not None and x._epoch != x._root._epoch:
+        _refresh(x)
+    t = x._tangent
+    if t is None or type(t) is Tensor:
+        return t
+    return dense(t)
+
+
+def dense(t: Tensor | Tangent | None) -> Tensor | None:
+    """Return tangents read by ``structured`` as one tensor."""
+    if t is None or isinstance(t, Tensor):
+        return t
+    if isinstance(t, PerExample):
+        raise _PerExampleMet(
+            f"a per-example direction (of a parameter of shape {tuple(t.shape)}) is not supported here; choose a shared "
+            "direction for this parameter, such as 'low_rank' or 'rademacher'"
+        )
+    return t.materialize()
+
+
+def _refresh(x: Dual) -> None:
+    """Find the tangent of a view in its root's, which has been laid out anew."""
+    root = x._root
+    x._tangent = None if root._tangent is None else _same_view(root, root._tangent, x)
+    x._epoch = root._epoch
+
+
+def _same_view(root: Tensor, tangents: Tensor, view: Tensor) -> Tensor:
+    offset = view.storage_offset() - root.storage_offset()
+    lead = tangents.stride(0)
+    if view.dtype is not root.dtype:
+        ratio = root.element_size() // view.element_size()
+        offset = view.storage_offset() - root.storage_offset() * ratio
+        tangents, lead = torch.view_as_real(tangents), lead * ratio
+    out = tangents.as_strided(
+        (tangents.shape[0], *view.shape), (lead, *view.stride()), tangents.storage_offset() + offset
+    )
+    return out.conj() if view.is_conj() else out
+
+
+def mirror(root: Dual) -> None:
+    """Give ``root`` a tangent of its own in the layout of its primal, which all its views then address."""
+    old = dense(root._tangent)
+    extent = 1 + sum((n - 1) * s for n, s in zip(root.shape, root.stride(), strict=True))
+    new = torch.empty_strided(
+        (num_directions(root, old), *root.shape),
+        (max(extent, 1), *root.stride()),
+        dtype=root.dtype,
+        device=root.device,
+    )
+    if old is None:
+        new.zero_()
+    else:
+        new.copy_(old)
+    root._tangent = new
+    root._shared = False
+    root._mirror = True
+    root._epoch += 1
+
+
+def num_directions(x: Dual, tangents: Tensor | None) -> int:
+    """Return K; a tensor without tangents of its own takes the K that the running evaluation has noted."""
+    from fwdgrad.dual.running import current
+
+    return current().num_directions if tangents is None else tangents.shape[0]
