@@ -1,0 +1,98 @@
+"""The three networks of the forward-gradient paper, for inputs of any shape and any number of classes.
+
+Source: Baydin, Pearlmutter, Syme, Wood and Torr (2022), "Gradients without Backpropagation", arXiv:2202.08587,
+section 5: logistic regression, the multi-layer perceptron and the convolutional network of the MNIST experiments.
+Weights start as PyTorch initialises them. Each network returns logits of shape (B, num_classes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def logistic(input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
+    """Build logistic regression: one linear layer on the flattened input.
+
+    Args:
+        input_shape: shape of one example, such as (1, 28, 28).
+        num_classes: number of logits.
+
+    Raises:
+        ValueError: if a size is not positive.
+    """
+    return mlp(input_shape, num_classes, hidden=())
+
+
+def mlp(input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (1024, 1024)) -> nn.Sequential:
+    """Build a multi-layer perceptron on the flattened input, with a ReLU after every hidden layer.
+
+    Args:
+        input_shape: shape of one example, such as (1, 28, 28).
+        num_classes: number of logits.
+        hidden: widths of the hidden layers; the paper's network has two of 1024.
+
+    Raises:
+        ValueError: if a size is not positive.
+    """
+    check_sizes("input_shape", input_shape)
+    check_sizes("hidden", hidden)
+    check_sizes("num_classes", [num_classes])
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = math.prod(input_shape)
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, num_classes))
+
+
+def conv(input_shape: Sequence[int], num_classes: int, channels: int = 64, hidden: int = 1024) -> nn.Sequential:
+    """Build the paper's convolutional network.
+
+    Four 3x3 convolutions with padding 1 and a ReLU after each, 2x2 max-pooling after the second and the fourth, then a
+    linear layer, ReLU, and a linear layer to the logits. The paper does not state the padding: with 1, feature maps
+    keep their size but for the pooling, so that 8x8 images fit as well.
+
+    Args:
+        input_shape: shape (C, H, W) of one image, with H and W at least 4.
+        num_classes: number of logits.
+        channels: output channels of each convolution; the paper has 64.
+        hidden: width of the first linear layer; the paper has 1024.
+
+    Raises:
+        ValueError: if the input is not an image of at least 4x4, or a size is not positive.
+    """
+    check_sizes("input_shape", input_shape)
+    check_sizes("num_classes", [num_classes])
+    check_sizes("channels", [channels])
+    check_sizes("hidden", [hidden])
+    if len(input_shape) != 3 or min(input_shape[1:]) < 4:
+        raise ValueError(
+            f"conv needs input_shape (channels, height, width) with images of at least 4x4, got {tuple(input_shape)}; "
+            "mlp takes inputs of any shape"
+        )
+    in_channels, height, width = input_shape
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(channels * (height // 4) * (width // 4), hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, num_classes),
+    )
+
+
+def check_sizes(name: str, sizes: Sequence[int]) -> None:
+    """Raise ValueError unless all sizes are positive integers."""
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise ValueError(f"{name} must be made of positive integers, got {list(sizes)}")
