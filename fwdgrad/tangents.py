@@ -64,10 +64,10 @@ class Dense:
         return self.values
 
     def dot(self, other: Tensor) -> Tensor:
-        return self.values.flatten(1) @ other.reshape(-1)
+        return self._flat() @ other.reshape(-1)
 
     def gram(self) -> Tensor:
-        flat = self.values.flatten(1)
+        flat = self._flat()
         return flat @ flat.T
 
     def add_to_(self, target: Tensor, alpha: Tensor) -> None:
@@ -77,6 +77,10 @@ class Dense:
             target.addcmul_(self.values[0], alpha.view(()).expand_as(target))
         else:
             target.add_(torch.tensordot(alpha, self.values.to(target.dtype), dims=1))
+
+    def _flat(self) -> Tensor:
+        # The size is spelt out for the parameters without dimensions and without entries.
+        return self.values.reshape(self.num_directions, self.shape.numel())
 
 
 @dataclass(frozen=True)

@@ -42,16 +42,22 @@ class Sphere:
 
     def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, Dense]:
         normals = {name: generator.normal(name, real_or_raise(name, param)) for name, param in params.items()}
-        squares = sum(values.flatten(1).square().sum(1).float().cpu() for values in normals.values())
+        squares = torch.stack([_squared_norms(values) for values in normals.values()]).sum(0)
         count = sum(param.numel() for param in params.values())
-        scales = math.sqrt(count) / torch.as_tensor(squares).sqrt()
+        scales = math.sqrt(count) / squares.sqrt()
         return {name: Dense(_scale_each(values, scales)) for name, values in normals.items()}
 
 
 def _signs_like(name: str, param: Tensor, generator: KeyedGenerator) -> Tensor:
     real_or_raise(name, param)
     signs = generator.signs(name, param.numel(), param.dtype, param.device)
-    return signs.view(-1, *param.shape)
+    return signs.view(len(generator.indices), *param.shape)
+
+
+def _squared_norms(values: Tensor) -> Tensor:
+    """Return ``|v_k|^2``, shape (K,), in double precision on the CPU, where tensors of several devices can meet."""
+    flat = values.reshape(values.shape[0], values.shape[1:].numel())
+    return flat.to(torch.promote_types(values.dtype, torch.float32)).square().sum(1).cpu().double()
 
 
 def _scale_each(values: Tensor, scales: Tensor) -> Tensor:
