@@ -19,7 +19,10 @@ class LowRank:
     which the factors would hold as many numbers as the weight, get independent signs.
 
     ``E[v v^T] = I``: ``E[a_i a_j] E[c_k c_l]`` vanishes unless i = j and k = l. At rank 1 ``|v|^2 = P`` always, and
-    ``E|(g.v) v|^2 = P |g|^2``, as for dense signs. Drawing costs ``r (n + m)`` signs instead of ``n m``.
+    ``E|(g.v) v|^2 = P |g|^2``, as for dense signs. At rank r it is ``P |g|^2 + 2 (1 - 1/r) |h|^2``, where h is the
+    part of g that belongs to the weights with factors: ``|v|^2`` then has ``r (r - 1)`` terms
+    ``(a_i.a_j)(c_i.c_j) / r`` with i != j, and each meets ``2 (a_i^T G c_i)(a_j^T G c_j) / r`` in ``(g.v)^2``, a product
+    with mean ``2 |G|^2 / r^2``. Drawing costs ``r (n + m)`` signs instead of ``n m``.
 
     Args:
         rank: r, at least 1.
@@ -42,7 +45,7 @@ class LowRank:
         n = param.shape[0] if param.dim() > 1 else 0
         if n == 0 or r * (n + size // n) >= size:
             signs = generator.signs(name, size, param.dtype, param.device)
-            return tangents.Dense(signs.view(-1, *param.shape))
+            return tangents.Dense(signs.view(len(generator.indices), *param.shape))
         signs = generator.signs(name, r * (n + size // n), param.dtype, param.device)
         left, right = signs[:, : r * n], signs[:, r * n :]
         if r > 1:
