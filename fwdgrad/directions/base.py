@@ -38,9 +38,7 @@ class FromCallable:
                 f"direction {_name_of(self.fn)} must return a dict of name -> tensor, got {type(drawn).__name__}"
             )
         check_names(drawn, params)
-        tangents = {
-            name: Dense(value) if isinstance(value, Tensor) else value for name, value in drawn.items()
-        }
+        tangents = {name: Dense(value) if isinstance(value, Tensor) else value for name, value in drawn.items()}
         for name, tangent in tangents.items():
             check_tangent(name, tangent, params[name], len(generator.indices))
         return tangents

@@ -24,9 +24,7 @@ class PerExample:
     """
 
     def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, tangents.PerExample]:
-        return {
-            name: _per_example(name, real_or_raise(name, param), generator) for name, param in params.items()
-        }
+        return {name: _per_example(name, real_or_raise(name, param), generator) for name, param in params.items()}
 
 
 def _per_example(name: str, param: Tensor, generator: KeyedGenerator) -> tangents.PerExample:
