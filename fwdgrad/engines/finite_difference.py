@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from fwdgrad import tree
 from fwdgrad.engines.base import Evaluation, Function
 from fwdgrad.randomness import global_random_state
-from fwdgrad.tangents import Tangent
+from fwdgrad.tangents import PerExample, Tangent
 
 
 class FiniteDifference:
@@ -24,6 +26,9 @@ class FiniteDifference:
 
     Raises:
         ValueError: if the step size is not positive.
+
+    Raises, when called:
+        TypeError: if the directions are per example: one displaced parameter cannot hold them.
     """
 
     def __init__(self, step_size: float | None = None) -> None:
@@ -36,28 +41,34 @@ class FiniteDifference:
             replay = global_random_state(params.values())
             value, aux = fn(params)
             proceed = global_random_state(params.values())
-            step_size = self.step_size or torch.finfo(value.dtype).eps ** (1 / 3)
             num_directions = next(iter(tangents.values())).num_directions
             derivatives = []
             for k in range(num_directions):
+                vector = _vector(params, tangents, k)
+                step_size = self.step_size or torch.finfo(value.dtype).eps ** (1 / 3) / _root_mean_square(vector)
                 ends = []
-                for sign in (step_size, -step_size):
+                for displacement in (step_size, -step_size):
                     replay()
-                    ends.append(fn(_displaced(params, tangents, k, sign))[0])
+                    ends.append(fn(tree.add(params, vector, displacement))[0])
                 derivatives.append((ends[0] - ends[1]) / (2 * step_size))
             proceed()
         stacked = torch.stack(derivatives)
         return Evaluation(value, stacked.to(torch.promote_types(stacked.dtype, torch.float32)), aux)
 
 
-def _displaced(
-    params: Mapping[str, Tensor], tangents: Mapping[str, Tangent], k: int, step_size: float
-) -> dict[str, Tensor]:
-    """Return ``params + step_size v_k``."""
-    displaced = {}
+def _vector(params: Mapping[str, Tensor], tangents: Mapping[str, Tangent], k: int) -> dict[str, Tensor]:
+    """Return ``v_k`` alone; the others need not be materialised for it."""
+    vector = {}
     for name, param in params.items():
+        if isinstance(tangents[name], PerExample):
+            tangents[name].materialize()  # says what to use instead
         alpha = torch.zeros(tangents[name].num_directions, dtype=param.dtype, device=param.device)
-        alpha[k] = step_size
-        displaced[name] = param.clone()
-        tangents[name].add_to_(displaced[name], alpha)
-    return displaced
+        alpha[k] = 1
+        vector[name] = torch.zeros_like(param)
+        tangents[name].add_to_(vector[name], alpha)
+    return vector
+
+
+def _root_mean_square(vector: Mapping[str, Tensor]) -> float:
+    count = sum(entries.numel() for entries in vector.values())
+    return tree.norm(vector).item() / math.sqrt(count) or 1.0
