@@ -52,7 +52,8 @@ class FactoredSGD(torch.optim.Optimizer):
             if len(deposits) == 1 and param.grad is None and not isinstance(deposits[0][0], PerExample):
                 tangent, alpha = deposits[0]
                 gram = tangent.gram()
-                squares.append(alpha.to(gram.dtype) @ gram @ alpha.to(gram.dtype))
+                # Directions that cancel leave a square that rounding may push below zero.
+                squares.append((alpha.to(gram.dtype) @ gram @ alpha.to(gram.dtype)).clamp_min(0))
             elif deposits or param.grad is not None:
                 squares.append(self._dense(param).square().sum())
         return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
