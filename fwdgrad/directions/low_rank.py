@@ -21,8 +21,8 @@ class LowRank:
     ``E[v v^T] = I``: ``E[a_i a_j] E[c_k c_l]`` vanishes unless i = j and k = l. At rank 1 ``|v|^2 = P`` always, and
     ``E|(g.v) v|^2 = P |g|^2``, as for dense signs. At rank r it is ``P |g|^2 + 2 (1 - 1/r) |h|^2``, where h is the
     part of g that belongs to the weights with factors: ``|v|^2`` then has ``r (r - 1)`` terms
-    ``(a_i.a_j)(c_i.c_j) / r`` with i != j, and each meets ``2 (a_i^T G c_i)(a_j^T G c_j) / r`` in ``(g.v)^2``, a product
-    with mean ``2 |G|^2 / r^2``. Drawing costs ``r (n + m)`` signs instead of ``n m``.
+    ``(a_i.a_j)(c_i.c_j) / r`` with i != j, and each meets ``2 (a_i^T G c_i)(a_j^T G c_j) / r`` in ``(g.v)^2``: their
+    product has the mean ``2 |G|^2 / r^2``. Drawing costs ``r (n + m)`` signs instead of ``n m``.
 
     Args:
         rank: r, at least 1.
