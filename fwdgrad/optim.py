@@ -36,6 +36,10 @@ class FactoredSGD(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self._deposits: dict[nn.Parameter, list[tuple[Tangent, Tensor]]] = {}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._deposits = {}  # a copy or an unpickled optimizer starts without an estimate
+
     def deposit(self, param: nn.Parameter, tangent: Tangent, alpha: Tensor) -> None:
         """Add ``sum_k alpha_k v_k`` to the estimate that the next step applies to ``param``."""
         self._deposits.setdefault(param, []).append((tangent, alpha))
