@@ -27,4 +27,4 @@ class Engine(Protocol):
     """Computes ``d/de f(params + e v_k)`` at ``e = 0`` for K tangents ``v_k``."""
 
     def __call__(self, fn: Function, params: Mapping[str, Tensor], tangents: Mapping[str, Tangent]) -> Evaluation:
-        """Evaluate ``fn(params) -> (value, aux)`` and the derivatives of its value."""
+        """Evaluate ``fn(params) -> (value, aux)`` and the derivatives of its value; ``aux`` is a pytree of tensors."""

@@ -151,7 +151,7 @@ def forward_gradient(
     params = {name: param.detach() for name, param in params.items()}
     gradient = {name: torch.zeros_like(param) for name, param in params.items()}
     chunks = []
-    for evaluation, tangents in estimator._evaluate(lambda p: (check_loss(fn(p)), None), params):
+    for evaluation, tangents in estimator._evaluate(lambda p: (check_loss(fn(p)), {}), params):
         chunks.append(evaluation)
         coefficients = _coefficients(evaluation, tangents, num_directions)
         for name, tangent in tangents.items():
