@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
@@ -52,6 +53,8 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig, Path], float
             full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
             # Hydra then raises what went wrong, instead of printing it and ending the process.
             os.environ["HYDRA_FULL_ERROR"] = "1"
+            # Raised by PyTorch about itself when its own forward-mode formulas are loaded.
+            warnings.filterwarnings("ignore", message=r"`torch\.jit", category=FutureWarning)
             arguments = sys.argv
             try:
                 sys.argv = [arguments[0], *cli_errors.with_resumed(arguments[1:])]

@@ -36,7 +36,7 @@ class TrainConfig:
     optimizer: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     engine: str | None = None
-    epochs: int | None = MISSING
+    epochs: int | None = 10
     max_steps: int | None = None
     seed: int = 0
     device: str = "auto"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fwdgrad.engines.base import Engine, Evaluation, Function
+from fwdgrad.engines.dual import Dual
 from fwdgrad.engines.finite_difference import FiniteDifference
 from fwdgrad.engines.func import Func
 
-ENGINES: dict[str, Callable[[], Engine]] = {"func": Func, "finite_difference": FiniteDifference}
+ENGINES: dict[str, Callable[[], Engine]] = {"func": Func, "dual": Dual, "finite_difference": FiniteDifference}
 
 
 def make_engine(engine: str | Engine) -> Engine:
@@ -27,4 +28,4 @@ def make_engine(engine: str | Engine) -> Engine:
     raise TypeError(f"engine must be one of {list(ENGINES)} or a callable engine, got {type(engine).__name__}")
 
 
-__all__ = ["ENGINES", "Engine", "Evaluation", "FiniteDifference", "Func", "Function", "make_engine"]
+__all__ = ["ENGINES", "Dual", "Engine", "Evaluation", "FiniteDifference", "Func", "Function", "make_engine"]

@@ -66,6 +66,7 @@ class Trainer:
     _loss_count: int = 0
     _pending: list[Tensor] = field(default_factory=list)
     _started: float = 0.0
+    _last_line: float = -math.inf
 
     def run(self) -> Score:
         """Train up to ``max_steps``; return the score on the validation split."""
@@ -197,7 +198,13 @@ class Trainer:
         )
         self.tracker.scalars(self.step, {"val/loss": score.loss, "val/accuracy": score.accuracy, "epoch": epoch})
         progress.advance(0, val_accuracy=score.accuracy)
-        log.info(
+        # A line a second is enough to read; metrics.csv has every epoch.
+        now = time.monotonic()
+        last = self.step == self.max_steps
+        level = logging.INFO if last or now - self._last_line >= 1.0 else logging.DEBUG
+        self._last_line = now if level == logging.INFO else self._last_line
+        log.log(
+            level,
             "epoch %.4g  step %d  train loss %.4f  val loss %.4f  val accuracy %.4f  %.0f steps/s",
             *(epoch, self.step, self.train_loss, score.loss, score.accuracy, self.step / self.seconds),
         )
