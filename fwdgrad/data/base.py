@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -110,5 +110,6 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the dataset with all its tensors on ``device``."""
-        splits = (split.to(device) for split in (self.train, self.validation, self.test))
-        return Dataset(self.name, *splits, self.input_shape, self.num_classes)
+        return replace(
+            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+        )

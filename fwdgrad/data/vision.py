@@ -7,6 +7,7 @@ import http.client
 import os
 import socket
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,9 @@ def read_vision(name: str, info: DatasetInfo, root: str | None, download: bool) 
         DataError: if the files are missing and cannot be downloaded, or one of them is damaged.
     """
     try:
-        from torchvision import datasets  # type: ignore[import-untyped]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torchvision's own use of torch.jit
+            from torchvision import datasets
     except ImportError as error:
         raise DataError(
             f"dataset {name!r} is read through torchvision, which cannot be imported ({error}); "

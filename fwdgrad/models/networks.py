@@ -39,7 +39,7 @@ def mlp(input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (1
     """
     check_sizes("input_shape", input_shape)
     check_sizes("hidden", hidden)
-    check_sizes("num_classes", [num_classes])
+    check_size("num_classes", num_classes)
     layers: list[nn.Module] = [nn.Flatten()]
     width = math.prod(input_shape)
     for size in hidden:
@@ -65,9 +65,9 @@ def conv(input_shape: Sequence[int], num_classes: int, channels: int = 64, hidde
         ValueError: if the input is not an image of at least 4x4, or a size is not positive.
     """
     check_sizes("input_shape", input_shape)
-    check_sizes("num_classes", [num_classes])
-    check_sizes("channels", [channels])
-    check_sizes("hidden", [hidden])
+    check_size("num_classes", num_classes)
+    check_size("channels", channels)
+    check_size("hidden", hidden)
     if len(input_shape) != 3 or min(input_shape[1:]) < 4:
         raise ValueError(
             f"conv needs input_shape (channels, height, width) with images of at least 4x4, got {tuple(input_shape)}; "
@@ -93,6 +93,13 @@ def conv(input_shape: Sequence[int], num_classes: int, channels: int = 64, hidde
 
 
 def check_sizes(name: str, sizes: Sequence[int]) -> None:
-    """Raise ValueError unless all sizes are positive integers."""
-    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
-        raise ValueError(f"{name} must be made of positive integers, got {list(sizes)}")
+    """Raise ValueError unless ``sizes`` is a sequence of positive integers."""
+    listed = list(sizes) if isinstance(sizes, Sequence) else [None]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in listed):
+        raise ValueError(f"{name} must be positive integers, such as [32], got {sizes!r}")
+
+
+def check_size(name: str, size: int) -> None:
+    """Raise ValueError unless ``size`` is a positive integer."""
+    if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+        raise ValueError(f"{name} must be a positive integer, got {size!r}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from fwdgrad.models.networks import check_sizes
+from fwdgrad.models.networks import check_size, check_sizes
 
 
 class RepeatChannels(nn.Module):
@@ -44,7 +45,9 @@ def torchvision_classifier(
         ValueError: if the name is not known or the input is not such an image.
         ImportError: if torchvision is not installed.
     """
-    from torchvision import models  # type: ignore[import-untyped]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torchvision's own use of torch.jit
+        from torchvision import models
 
     known = models.list_models(models)
     if name not in known:
@@ -52,7 +55,7 @@ def torchvision_classifier(
         hint = f"did you mean {close[0]!r}?" if close else "see torchvision.models.list_models()"
         raise ValueError(f"name must be a classification model of torchvision, got {name!r}; {hint}")
     check_sizes("input_shape", input_shape)
-    check_sizes("num_classes", [num_classes])
+    check_size("num_classes", num_classes)
     if len(input_shape) != 3 or input_shape[0] not in (1, 3):
         raise ValueError(
             f"{name} needs input_shape (channels, height, width) with 1 or 3 channels, got {tuple(input_shape)}"
@@ -61,7 +64,7 @@ def torchvision_classifier(
     if input_shape[0] == 1:
         parts["repeat"] = RepeatChannels(3)
     if resize is not None:
-        check_sizes("resize", [resize])
-        parts["resize"] = nn.Upsample((resize, resize), mode="bilinear", antialias=False)
+        check_size("resize", resize)
+        parts["resize"] = nn.Upsample((resize, resize), mode="bilinear", align_corners=False)
     parts["network"] = models.get_model(name, weights=None, num_classes=num_classes, **kwargs)
     return nn.Sequential(parts) if len(parts) > 1 else parts["network"]
