@@ -108,6 +108,11 @@ def test_a_stratified_sample_has_every_class_in_proportion(size):
     assert ((targets[sample].bincount(minlength=4) - shares).abs() <= 1).all()
 
 
+def test_a_small_stratified_sample_is_of_the_large_classes():
+    targets = torch.cat([torch.full((count,), label) for label, count in enumerate([10, 0, 60, 130])])
+    assert targets[stratified_sample(targets, 3, seed=0)].bincount(minlength=4).tolist() == [0, 0, 1, 2]
+
+
 def test_a_dataset_moves_to_a_device_and_keeps_its_facts():
     dataset = load_dataset("digits").to("cpu")
     assert (dataset.name, dataset.input_shape, dataset.num_classes) == ("digits", (1, 8, 8), 10)

@@ -71,7 +71,7 @@ def load_dataset(
 
 
 def stratified_sample(targets: Tensor, size: int, seed: int) -> Tensor:
-    """Draw ``size`` examples without replacement, each class as often as its share, rounded up or down.
+    """Draw ``size`` examples without replacement, every class in proportion to its share.
 
     The i-th of the n examples of a class, in random order, is given the place (i + 1/2) / n, and the examples with the
     lowest places are taken.
