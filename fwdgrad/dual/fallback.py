@@ -55,12 +55,13 @@ def make_fallback(function: Any, name: str) -> Callable[..., Any]:
         _report(name)
         target = leaves[0] if writes else None
         count = next(iter(tangents.values())).shape[0]
+        collected: list[list[Tensor | None]] = []
         state = torch.get_rng_state()
         for k in reversed(range(count)):  # the last run, k = 0, is the one that writes to buffers and to the generator
             torch.set_rng_state(state)
             plain = [_argument(leaf, copy=k > 0 or leaf is target) for leaf in leaves]
             out, derivatives = _forward_mode(function, name, plain, {i: t[k] for i, t in tangents.items()}, spec)
-            collected = [derivatives] if k == count - 1 else [derivatives, *collected]
+            collected.insert(0, derivatives)
         result = _attach(out, collected, [leaves[i] for i in tangents])
         return write(target, result[0] if isinstance(result, tuple) else result, name) if writes else result
 

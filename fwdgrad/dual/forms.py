@@ -1,4 +1,7 @@
-"""The forms that most rules take; each enters a rule for the functions it is given. See ``fwdgrad.dual.rules``."""
+"""The forms that most rules take; each enters a rule for the functions it is given, and returns it.
+
+See ``fwdgrad.dual.rules``.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ from fwdgrad.dual.decompose import composite as _composite
 from fwdgrad.dual.registry import register
 from fwdgrad.dual.tensor import Dual, dual, dual_sharing, tangent, view_of
 
+Rule = Callable[..., Any]
 
-def unary(function: Callable[..., Any], derivative: Callable[..., Any], *aliases: Any) -> None:
+
+def unary(function: Callable[..., Any], derivative: Callable[..., Any], *aliases: Any) -> Rule:
     """Enter ``y = f(x)`` elementwise with tangent ``t * f'(x)``; ``derivative(x, y, *args, **kwargs)`` is ``f'(x)``.
 
     Complex functions that take this form are holomorphic.
@@ -25,10 +30,11 @@ def unary(function: Callable[..., Any], derivative: Callable[..., Any], *aliases
         return y if t is None else dual(y, t * derivative(input, y, *args, **kwargs))
 
     register(handler, function, *aliases)
+    return handler
 
 
-def pointwise(function: Callable[..., Any], push: Callable[..., Tensor], *aliases: Any) -> None:
-    """Enter ``y = f(x)`` elementwise whose tangent is ``push(t, x, y, *args, **kwargs)``, with t of shape (K, *x.shape).
+def pointwise(function: Callable[..., Any], push: Callable[..., Tensor], *aliases: Any) -> Rule:
+    """Enter ``y = f(x)`` elementwise whose tangent is ``push(t, x, y, *args, **kwargs)``, with t (K, *x.shape).
 
     For formulas that are not a product with ``f'(x)``, or that a fused kernel computes.
     """
@@ -39,6 +45,7 @@ def pointwise(function: Callable[..., Any], push: Callable[..., Tensor], *aliase
         return y if t is None else dual(y, push(t, input, y, *args, **kwargs))
 
     register(handler, function, *aliases)
+    return handler
 
 
 def binary(
@@ -46,7 +53,7 @@ def binary(
     by_first: Callable[..., Any] | None,
     by_second: Callable[..., Any] | None,
     *aliases: Any,
-) -> None:
+) -> Rule:
     """Enter ``z = f(x, y)`` elementwise with broadcasting and tangent ``tx * df/dx + ty * df/dy``.
 
     The partial derivatives are called as ``by_first(x, y, z, **kwargs)``; None means that it is zero.
@@ -63,9 +70,10 @@ def binary(
         return attach(z, t)
 
     register(handler, function, *aliases)
+    return handler
 
 
-def linear(function: Callable[..., Any], *aliases: Any, batched: Callable[..., Any] | None = None) -> None:
+def linear(function: Callable[..., Any], *aliases: Any, batched: Callable[..., Any] | None = None) -> Rule:
     """Enter a function linear in its first argument, with one output or several, views included.
 
     The tangent is the function of the tangent. Without ``batched`` it is called once for each direction; with it,
@@ -87,9 +95,10 @@ def linear(function: Callable[..., Any], *aliases: Any, batched: Callable[..., A
         return type(out)([view_of(input, o, p) for o, p in zip(out, pushed, strict=True)])
 
     register(handler, function, *aliases)
+    return handler
 
 
-def jointly_linear(function: Callable[..., Any], *aliases: Any, arguments: tuple[int, ...] = (0, 1)) -> None:
+def jointly_linear(function: Callable[..., Any], *aliases: Any, arguments: tuple[int, ...] = (0, 1)) -> Rule:
     """Enter a function linear in several positional arguments taken together: ``t = f(ta, tb)``, with zeros for None.
 
     ``jointly_linear(torch.where, arguments=(1, 2))``.
@@ -109,6 +118,7 @@ def jointly_linear(function: Callable[..., Any], *aliases: Any, arguments: tuple
         return dual(out, per_direction(push, *tangents.values()))
 
     register(handler, function, *aliases)
+    return handler
 
 
 def _zero_like(x: Any) -> Any:
@@ -117,7 +127,7 @@ def _zero_like(x: Any) -> Any:
     return type(x)(0)
 
 
-def multilinear(function: Callable[..., Any], *aliases: Any, arguments: tuple[int, ...] = (0, 1)) -> None:
+def multilinear(function: Callable[..., Any], *aliases: Any, arguments: tuple[int, ...] = (0, 1)) -> Rule:
     """Enter a function linear in each of several positional arguments: ``t = f(tx, y) + f(x, ty)``, one by one.
 
     ``multilinear(torch.linalg.cross)``; keyword arguments are passed on.
@@ -135,6 +145,7 @@ def multilinear(function: Callable[..., Any], *aliases: Any, arguments: tuple[in
         return dual(out, total)
 
     register(handler, function, *aliases)
+    return handler
 
 
 def nondifferentiable(*functions: Any) -> None:

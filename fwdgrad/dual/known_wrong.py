@@ -14,7 +14,7 @@ from torch import Tensor
 from fwdgrad.dual.tensor import DualError, name_of
 
 KNOWN_WRONG: dict[Any, str] = {
-    torch.cholesky_inverse: "use torch.cholesky_solve(eye, L) with an identity of L's shape, or torch.linalg.inv(L @ L.mH)",
+    torch.cholesky_inverse: "use torch.cholesky_solve(torch.eye(n), L), or torch.linalg.inv(L @ L.mH)",
     torch.cholesky_solve: "use two torch.linalg.solve_triangular calls",
     torch.triangular_solve: "use torch.linalg.solve_triangular",
     torch.scatter_reduce: "use torch.scatter_add of logarithms, or torch.prod over a dimension",

@@ -72,12 +72,17 @@ def spellings(function: Any) -> list[tuple[str, Any]]:
     return found
 
 
-def register(handler: Callable[..., Any], *functions: Any, override: bool = True) -> None:
-    """Enter a rule for functions, all their spellings and, unless these have rules, their in-place variants."""
+def register(handler: Callable[..., Any], *functions: Any, exact: bool = False) -> None:
+    """Enter a rule for functions, all their spellings and, unless these have rules, their in-place variants.
+
+    With ``exact``, for the very functions alone: where ``torch.f`` and ``Tensor.f`` differ in signature.
+    """
     for function in functions:
+        if exact:
+            RULES[function] = handler
+            continue
         for name, spelled in spellings(function):
-            if override or spelled not in RULES:
-                RULES[spelled] = handler
+            RULES[spelled] = handler
             for owner in _owners(function):
                 written = getattr(owner, _in_place_name(name), None)
                 if written is not None and (written not in RULES or getattr(RULES[written], "_derived", False)):
@@ -87,9 +92,10 @@ def register(handler: Callable[..., Any], *functions: Any, override: bool = True
 
 
 def _owners(function: Any) -> tuple[Any, ...]:
-    if getattr(F, getattr(function, "__name__", ""), None) is function:
-        return (F,)
-    return (torch, Tensor, torch._C.TensorBase)
+    """Return where to look for the in-place variant of a function: beside it."""
+    name = getattr(function, "__name__", "")
+    functional = tuple(owner for owner in (F, torch._C._nn) if getattr(owner, name, None) is function)
+    return functional or (torch, Tensor, torch._C.TensorBase)
 
 
 def _in_place_name(name: str) -> str:
@@ -98,13 +104,14 @@ def _in_place_name(name: str) -> str:
     return f"{name}_"
 
 
-def rule(*functions: Any) -> Callable[[Rule], Rule]:
+def rule(*functions: Any, exact: bool = False) -> Callable[[Rule], Rule]:
     """Enter the decorated function as the rule of PyTorch functions, methods or attributes.
 
     The rule has the signature of the function. It runs with dispatch switched off, so its arguments compute as plain
     primals; ``tangent(x)`` reads the tangents of an argument, (K, *x.shape) or None for zero, and ``dual(y, t)``
     attaches tangents to a result. A rule for ``torch.f`` serves ``Tensor.f`` and, by copying its result,
-    ``Tensor.f_``; a rule given for ``Tensor.f_`` itself goes first. An attribute is named ``Tensor.T.__get__``.
+    ``Tensor.f_``; a rule given for ``Tensor.f_`` itself goes first, and ``exact`` enters it for nothing but the
+    functions named. An attribute is named ``Tensor.T.__get__``.
 
     Example:
         >>> @fwdgrad.dual.rule(torch.sinc)
@@ -122,7 +129,7 @@ def rule(*functions: Any) -> Callable[[Rule], Rule]:
             if isinstance(function, type) and issubclass(function, torch.autograd.Function):
                 _register_custom_function(function, handler)
             else:
-                register(handler, function)
+                register(handler, function, exact=exact)
         return handler
 
     return enter

@@ -1,8 +1,9 @@
 """The dual number: a tensor that carries K tangents, and the bookkeeping that keeps views and in-place writes right.
 
 A ``Dual`` *is* its primal (the same storage, shape and dtype) with K tangents attached. PyTorch hands every operation
-that meets one to ``Dual.__torch_function__``, which looks the operation up in the table of rules and calls the rule with
-this mechanism switched off: inside a rule a ``Dual`` computes as the plain primal, and ``tangent(x)`` reads its tangents.
+that meets one to ``Dual.__torch_function__``, which looks the operation up in the table of rules and calls the rule
+with this mechanism switched off: inside a rule a ``Dual`` computes as the plain primal, and ``tangent(x)`` reads its
+tangents.
 
 Views. The tangent of a view lies, wherever it can, in the tangent of the tensor it views, and each view knows its
 ``_root``. Before the first in-place write to a tensor that has views, its tangent is laid out exactly as its primal
@@ -55,11 +56,11 @@ class Dual(Tensor):
                 if kwargs:
                     return handler(*args, **_checked_keywords(func, kwargs))
                 return handler(*args)
-            except _PerExampleMet as error:
+            except _PerExampleError as error:
                 raise DualError(f"{name_of(func)}: {error}") from None
 
 
-class _PerExampleMet(Exception):
+class _PerExampleError(Exception):
     """A per-example direction arrived where a rule wanted one tensor per parameter."""
 
 
@@ -182,9 +183,9 @@ def dense(t: Tensor | Tangent | None) -> Tensor | None:
     if t is None or isinstance(t, Tensor):
         return t
     if isinstance(t, PerExample):
-        raise _PerExampleMet(
-            f"a per-example direction (of a parameter of shape {tuple(t.shape)}) is not supported here; choose a shared "
-            "direction for this parameter, such as 'low_rank' or 'rademacher'"
+        raise _PerExampleError(
+            f"a per-example direction (of a parameter of shape {tuple(t.shape)}) is not supported here; choose a "
+            "shared direction for this parameter, such as 'low_rank' or 'rademacher'"
         )
     return t.materialize()
 

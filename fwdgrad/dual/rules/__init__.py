@@ -1,4 +1,6 @@
-"""The rules, by subject. How to write one:
+"""The rules, by subject.
+
+How to write one:
 
 A rule is entered for a PyTorch function and serves all its spellings: ``torch.f``, ``Tensor.f``, ``torch.special.f``,
 known aliases, and in place ``Tensor.f_`` (by copying the result, unless a rule for ``Tensor.f_`` itself is given).

@@ -7,18 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwdgrad.dual.forms import align, attach, unary
+from fwdgrad.dual.forms import align, attach
 from fwdgrad.dual.inplace import own_or_none, write
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import tangent
 
-unary(torch.neg, lambda x, y: -1)
-unary(torch.square, lambda x, y: 2 * x)
-unary(torch.reciprocal, lambda x, y: -y * y)
-
 
 @rule(torch.add)
 def add(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+    """Push tx + alpha ty."""
     z = torch.add(input, other) if alpha == 1 else torch.add(input, other, alpha=alpha)
     tx, ty = tangent(input), tangent(other)
     return _sum(z, input, tx, other, ty, alpha)
@@ -26,12 +23,14 @@ def add(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
 
 @rule(torch.sub)
 def sub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+    """Push tx - alpha ty."""
     z = torch.sub(input, other) if alpha == 1 else torch.sub(input, other, alpha=alpha)
     return _sum(z, input, tangent(input), other, tangent(other), -alpha)
 
 
 @rule(torch.rsub, Tensor.__rsub__)
 def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+    """Push ty - alpha tx."""
     z = torch.rsub(input, other) if alpha == 1 else torch.rsub(input, other, alpha=alpha)
     tx, ty = tangent(input), tangent(other)
     return _sum(z, other, ty, input, None if tx is None else tx * alpha, -1)
@@ -49,6 +48,7 @@ def _sum(z: Tensor, x: Any, tx: Tensor | None, y: Any, ty: Tensor | None, alpha:
 
 @rule(torch.mul)
 def mul(input: Any, other: Any) -> Tensor:
+    """Push tx y + x ty."""
     z = torch.mul(input, other)
     tx, ty = tangent(input), tangent(other)
     if ty is None:
@@ -61,6 +61,7 @@ def mul(input: Any, other: Any) -> Tensor:
 
 @rule(torch.div)
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    """Push (tx - z ty) / y; rounded quotients have no tangent."""
     z = torch.div(input, other, rounding_mode=rounding_mode)
     if rounding_mode is not None:
         return z
@@ -74,16 +75,19 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
 
 @rule(Tensor.__rdiv__, Tensor.__rtruediv__)
 def rdiv(input: Tensor, other: Any) -> Tensor:
+    """Push the tangent of y / x."""
     return div(other, input)
 
 
 @rule(Tensor.add_, Tensor.__iadd__)
 def add_(input: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
+    """Add alpha ty to tx in place."""
     return _add_to(input, other, alpha, "Tensor.add_")
 
 
 @rule(Tensor.sub_, Tensor.__isub__)
 def sub_(input: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
+    """Subtract alpha ty from tx in place."""
     return _add_to(input, other, -alpha, "Tensor.sub_")
 
 
@@ -97,6 +101,7 @@ def _add_to(x: Tensor, y: Any, alpha: Any, name: str) -> Tensor:
 
 @rule(Tensor.mul_, Tensor.__imul__)
 def mul_(input: Tensor, other: Any) -> Tensor:
+    """Scale tx in place, then add x ty."""
     ty = tangent(other)
     if ty is not None and other is input:
         ty = ty.clone()
@@ -110,12 +115,14 @@ def mul_(input: Tensor, other: Any) -> Tensor:
 
 @rule(torch.addcmul)
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
+    """Push tx + value (t1 y2 + y1 t2)."""
     z = torch.addcmul(input, tensor1, tensor2, value=value)
     return _add_terms(z, input, (tangent(tensor1), tensor2, value), (tangent(tensor2), tensor1, value))
 
 
 @rule(torch.addcdiv)
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
+    """Push tx + value (t1 / y2 - y1 t2 / y2^2)."""
     z = torch.addcdiv(input, tensor1, tensor2, value=value)
     by_second = None if (t2 := tangent(tensor2)) is None else t2
     factor = None if by_second is None else -tensor1 / (tensor2 * tensor2)
@@ -148,6 +155,7 @@ def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
 
 @rule(Tensor.copy_)
 def copy_(input: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
+    """Copy primal and tangents."""
     return write(input, src, "Tensor.copy_")
 
 
@@ -179,6 +187,7 @@ for _name in (
 
 @rule(Tensor.fill_)
 def fill_(input: Tensor, value: Any) -> Tensor:
+    """Fill with a number, or with a 0-dimensional Dual."""
     t = tangent(value)
     target = own_or_none(input, "Tensor.fill_", t is not None)
     if target is not None:

@@ -21,7 +21,7 @@ def _sizes(size: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
 
 
-linear(torch.reshape, batched=lambda t, *shape: t.reshape(t.shape[0], *_sizes(shape)))
+linear(Tensor.reshape, batched=lambda t, *shape: t.reshape(t.shape[0], *_sizes(shape)))
 
 
 @rule(Tensor.view)

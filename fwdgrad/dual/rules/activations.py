@@ -1,0 +1,129 @@
+"""Activation functions. f'(x) t is one pass where PyTorch has a kernel that multiplies by f'(x)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fwdgrad.dual.forms import composite, pointwise
+from fwdgrad.dual.inplace import own_or_none
+from fwdgrad.dual.registry import register, rule
+from fwdgrad.dual.tensor import dual, tangent
+
+_aten = torch.ops.aten
+_nn = torch._C._nn
+_relu_slope = _aten.threshold_backward.default
+_relu_slope_out = _aten.threshold_backward.grad_input
+
+
+@rule(torch.relu)
+def relu(input: Tensor) -> Tensor:
+    """Push t where x > 0, else 0."""
+    y = torch.relu(input)
+    t = tangent(input)
+    return y if t is None else dual(y, _relu_slope(t, y, 0))
+
+
+@rule(torch.relu_, Tensor.relu_, F.relu_)
+def relu_(input: Tensor) -> Tensor:
+    """Do relu in place, on primal and tangents."""
+    t = own_or_none(input, "relu_", False)
+    torch.relu_(input)
+    if t is not None:
+        _relu_slope_out(t, input, 0, grad_input=t)
+    return input
+
+
+@rule(F.relu)
+def functional_relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """Do relu, in place or not."""
+    return relu_(input) if inplace else relu(input)
+
+
+def _sigmoid(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return t * (y * (1 - y)) if y.is_complex() else _aten.sigmoid_backward(t, y)
+
+
+def _tanh(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return t * (1 - y * y) if y.is_complex() else _aten.tanh_backward(t, y)
+
+
+def _silu(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    if not y.is_complex():
+        return _aten.silu_backward(t, x)
+    s = torch.sigmoid(x)
+    return t * (s * (1 + x * (1 - s)))
+
+
+pointwise(torch.sigmoid, _sigmoid, torch.special.expit)
+pointwise(torch.tanh, _tanh)
+pointwise(F.gelu, lambda t, x, y, approximate="none": _aten.gelu_backward(t, x.expand_as(t), approximate=approximate))
+pointwise(_nn.silu, _silu)
+pointwise(_nn.mish, lambda t, x, y: _aten.mish_backward(t, x))
+pointwise(_nn.hardswish, lambda t, x, y: _aten.hardswish_backward(t, x))
+pointwise(_nn.hardsigmoid, lambda t, x, y: _aten.hardsigmoid_backward(t, x))
+pointwise(_nn.hardtanh, lambda t, x, y, min_val=-1.0, max_val=1.0: _aten.hardtanh_backward(t, x, min_val, max_val))
+pointwise(_nn.relu6, lambda t, x, y: _aten.hardtanh_backward(t, x, 0, 6))
+pointwise(_nn.leaky_relu, lambda t, x, y, slope=0.01, **kw: _leaky(t, x, kw.get("negative_slope", slope)))
+pointwise(_nn.elu, lambda t, x, y, alpha=1.0, scale=1, input_scale=1: _elu(t, x, alpha, scale, input_scale))
+pointwise(torch.celu, lambda t, x, y, alpha=1.0: _elu(t, x, alpha, 1, 1 / alpha))
+pointwise(
+    torch.selu, lambda t, x, y: _elu(t, x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1)
+)
+pointwise(F.softplus, lambda t, x, y, beta=1, threshold=20: _aten.softplus_backward(t, x, beta, threshold))
+pointwise(F.logsigmoid, lambda t, x, y: t * torch.sigmoid(-x), _nn.log_sigmoid)
+pointwise(F.hardshrink, lambda t, x, y, lambd=0.5: t * (y != 0))
+pointwise(torch.hardshrink, lambda t, x, y, lambd=0.5: t * (y != 0))
+pointwise(F.softshrink, lambda t, x, y, lambd=0.5: t * (y != 0), _nn.softshrink)
+pointwise(torch.threshold, lambda t, x, y, threshold, value: t * (x > threshold))
+
+
+def _leaky(t: Tensor, x: Tensor, slope: float) -> Tensor:
+    return _aten.leaky_relu_backward(t, x, slope, False)
+
+
+def _elu(t: Tensor, x: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
+    """Scale a' where x > 0: s t; elsewhere s i alpha exp(i x) t."""
+    below = (scale * input_scale * alpha) * torch.exp(input_scale * x.clamp(max=0))
+    return t * torch.where(x > 0, scale, below)
+
+
+@rule(F.silu)
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """Push t sigmoid(x) (1 + x (1 - sigmoid(x)))."""
+    if inplace:
+        return torch._C._nn.silu_(input) if tangent(input) is None else _in_place(_nn.silu_, input)
+    y, t = _nn.silu(input), tangent(input)
+    return y if t is None else dual(y, _silu(t, input, y))
+
+
+def _in_place(function: Any, input: Tensor) -> Tensor:
+    with torch._C._EnableTorchFunction():
+        return function(input)
+
+
+@composite(_nn.glu)
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """Write a sigmoid(b) for the halves a, b of the input."""
+    a, b = input.chunk(2, dim)
+    return a * torch.sigmoid(b)
+
+
+@composite(torch.prelu)
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """Write x where x > 0, else w x, with one w for each channel (dimension 1) or one for all."""
+    if weight.numel() != 1 or weight.dim() > 1:
+        weight = weight.reshape(-1, *(1,) * (input.dim() - 2)) if input.dim() > 1 else weight
+    return torch.where(input > 0, input, weight * input)
+
+
+def _rrelu(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Draw a slope for each negative entry (in training), and push the tangents through the same slopes."""
+    y, t = torch.rrelu(input, *args, **kwargs), tangent(input)
+    return y if t is None else dual(y, t * torch.where(input >= 0, 1.0, y / torch.where(input == 0, 1.0, input)))
+
+
+register(_rrelu, torch.rrelu)

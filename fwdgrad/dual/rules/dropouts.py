@@ -1,0 +1,70 @@
+"""Dropout and its kin: y = m x + b with random m, b: the tangent is m tx, with the m that the value was made with.
+
+The masks are drawn by PyTorch's own function, called once on a constant of x's kind and layout: the generator goes on as
+in a plain forward pass, and under the same seed the value is the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fwdgrad.dual.registry import rule
+from fwdgrad.dual.tensor import dual, tangent
+
+
+def _scaling(function: Any) -> None:
+    """Enter a function that multiplies by a random mask, which it thus returns of ones."""
+
+    @rule(function)
+    def handler(input: Tensor, p: float, train: bool) -> Tensor:
+        t = tangent(input)
+        if t is None or not train or p == 0 or input.numel() == 0:
+            return input if not train and t is not None else function(input, p, train)
+        mask = function(torch.ones_like(input), p, train)
+        return dual(input * mask, t * mask)
+
+
+_scaling(torch.dropout)
+_scaling(torch.feature_dropout)
+
+
+def _alpha(function: Any) -> None:
+    """Enter alpha dropout: ``a x + b`` where kept (b > 0) and b < 0 where dropped; of zeros it returns b.
+
+    With q = 1 - p and the saturation value -alpha' of SELU, ``a = ((alpha'^2 p + 1) q)^(-1/2)``.
+    """
+
+    @rule(function)
+    def handler(input: Tensor, p: float, train: bool) -> Tensor:
+        t = tangent(input)
+        if t is None or not train or p == 0 or input.numel() == 0:
+            return input if not train and t is not None else function(input, p, train)
+        shift = function(torch.zeros_like(input), p, train)
+        if p == 1:
+            return dual(shift, torch.zeros_like(t))
+        saturation = 1.7580993408473766
+        slope = (shift > 0).to(input.dtype).mul_(1 / ((saturation * saturation * p + 1) * (1 - p)) ** 0.5)
+        return dual((input * slope).add_(shift), t * slope)
+
+
+_alpha(torch.alpha_dropout)
+_alpha(torch.feature_alpha_dropout)
+
+
+@rule(torch.rrelu)
+def rrelu(
+    input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> Tensor:
+    """Push t where x > 0, else t times the random slope; in evaluation the slope is (lower + upper) / 2."""
+    t = tangent(input)
+    if t is None:
+        return torch.rrelu(input, lower, upper, training, generator)
+    if not training:
+        slope = torch.where(input > 0, 1.0, (lower + upper) / 2).to(input.dtype)
+        return dual(input * slope, t * slope)
+    noise = torch.ones_like(input)
+    y = torch._C._nn.rrelu_with_noise(input, noise, lower, upper, True, generator)
+    return dual(y, t * noise)
