@@ -11,12 +11,18 @@ from torch import Tensor, nn
 Closure = Callable[[Any], Tensor]
 
 
-class _Bound(nn.Module):
-    """Holds the model as a submodule, so that ``functional_call`` reaches it however the closure calls it."""
+class BoundModel(nn.Module):
+    """Holds a model as a submodule, so that ``functional_call`` reaches it however the closure calls it.
+
+    Can be kept from step to step; ``tied`` says whether any tensor of the model goes by two names.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        self.tied = len({id(tensor) for _, tensor in every}) < len(every)
+        self.tensors = [id(tensor) for tensor in (*model.parameters(), *model.buffers())]
 
     def forward(self, closure: Closure) -> Tensor:
         return closure(self.model)
@@ -32,28 +38,34 @@ class FunctionalModel:
     Args:
         model: any module.
         closure: called with the model, returns a scalar loss or a vector of per-example losses.
+        bound: the ``bound`` of an earlier function of the model, which saves preparing it anew.
 
     Raises:
         ValueError: if no parameter is trainable.
     """
 
-    def __init__(self, model: nn.Module, closure: Closure) -> None:
+    def __init__(self, model: nn.Module, closure: Closure, bound: BoundModel | None = None) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        self.parameters = {name: param for name, param in model.named_parameters() if param.requires_grad}
+        parameters = dict(model.named_parameters())
+        self.parameters = {name: param for name, param in parameters.items() if param.requires_grad}
         if not self.parameters:
             raise ValueError(
                 f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train"
             )
         self.params: dict[str, Tensor] = {name: param.detach() for name, param in self.parameters.items()}
         self._buffers = dict(model.named_buffers())
-        self._bound = _Bound(model)
+        if bound is None or bound.model is not model or bound.tensors != list(
+            map(id, (*parameters.values(), *self._buffers.values()))
+        ):
+            bound = BoundModel(model)
+        self.bound = bound
         self._closure = closure
 
     def __call__(self, params: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         state = {f"model.{name}": value for name, value in params.items()}
         state |= {f"model.{name}": buffer.clone() for name, buffer in self._buffers.items()}
-        loss = torch.func.functional_call(self._bound, state, (self._closure,))
+        loss = torch.func.functional_call(self.bound, state, (self._closure,), tie_weights=self.bound.tied)
         return check_loss(loss), {name: state[f"model.{name}"] for name in self._buffers}
 
     def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:

@@ -46,7 +46,9 @@ class FactoredSGD(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self._deposits.clear()
-        super().zero_grad(set_to_none)
+        # Nothing to forget is the usual case here, and it should cost nothing.
+        if any(param.grad is not None for group in self.param_groups for param in group["params"]):
+            super().zero_grad(set_to_none)
 
     def grad_norm(self) -> Tensor:
         """Return the Euclidean norm of the whole estimate, deposits and ``.grad`` together."""
@@ -74,14 +76,17 @@ class FactoredSGD(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = closure() if closure is not None else None
         for group in self.param_groups:
+            alpha = scaled = None
             for param in group["params"]:
                 deposits = self._deposits.get(param, [])
                 if not deposits and param.grad is None:
                     continue
                 if group["weight_decay"]:
                     param.mul_(1 - group["lr"] * group["weight_decay"])
-                for tangent, alpha in deposits:
-                    tangent.add_to_(param, alpha * -group["lr"])
+                for tangent, coefficients in deposits:
+                    if coefficients is not alpha:  # an estimator gives all its parameters the same ones
+                        alpha, scaled = coefficients, coefficients * -group["lr"]
+                    tangent.add_to_(param, scaled)
                 if param.grad is not None:
                     param.add_(param.grad, alpha=-group["lr"])
         return loss

@@ -7,7 +7,7 @@ again instead of being stored. PyTorch's global generator is neither read nor ad
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 import torch
@@ -60,20 +60,22 @@ class KeyedGenerator:
         return values
 
     def signs(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Draw independent signs, +1 or -1 with probability 1/2 each, of shape (K', count).
+        """Draw independent signs, +1 or -1 with probability 1/2 each, of shape (K', count)."""
+        return self.all_signs({name: count}, dtype, device)[name]
 
-        Sixty-four signs come from one random word: a byte selects eight of them from a table.
+    def all_signs(self, counts: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """Draw ``signs`` for several names at once, name -> (K', counts[name]).
+
+        Sixty-four signs come from one random word: each of its bytes selects eight of them from a table.
         """
-        size = -(-count // 64)
-        rows = [
-            torch.empty(size, dtype=torch.int64, device=device).random_(
-                -(2**63), None, generator=self.torch_generator(name, index, device)
-            )
-            for index in self.indices
-        ]
-        words = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
-        signs = torch.nn.functional.embedding(words.view(torch.uint8).int(), _sign_table(dtype, device))
-        return signs.flatten(1)[:, :count]
+        sizes = {name: -(-count // 64) for name, count in counts.items()}
+        words = torch.empty((len(self.indices), sum(sizes.values())), dtype=torch.int64, device=device)
+        for row, index in zip(words.unbind(), self.indices, strict=True):
+            for part, name in zip(row.split(list(sizes.values())), sizes, strict=True):
+                part.random_(-(2**63), None, generator=self.torch_generator(name, index, device))
+        signs = torch.embedding(_sign_table(dtype, device), words.view(torch.uint8).int()).flatten(1)
+        parts = signs.split([64 * size for size in sizes.values()], 1)
+        return {name: part[:, : counts[name]] for part, name in zip(parts, sizes, strict=True)}
 
 
 def global_random_state(tensors: Iterable[Tensor]) -> Callable[[], None]:

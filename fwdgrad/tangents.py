@@ -73,7 +73,9 @@ class Dense:
     def add_to_(self, target: Tensor, alpha: Tensor) -> None:
         check_coefficients(alpha, (self.num_directions,))
         alpha = alpha.to(target.dtype)
-        if self.num_directions == 1:
+        if self.num_directions == 1 and target.is_cpu:
+            target.add_(self.values[0], alpha=alpha.item())
+        elif self.num_directions == 1:  # reading the number would make the host wait for the device
             target.addcmul_(self.values[0], alpha.view(()).expand_as(target))
         else:
             target.add_(torch.tensordot(alpha, self.values.to(target.dtype), dims=1))
@@ -124,6 +126,9 @@ class LowRank:
 
     def add_to_(self, target: Tensor, alpha: Tensor) -> None:
         check_coefficients(alpha, (self.num_directions,))
+        if self.left.shape[:2] == (1, 1) and target.dim() == 2 and target.is_cpu and self.left.dtype == target.dtype:
+            target.addr_(self.left[0, 0], self.right[0, 0], alpha=alpha.item())
+            return
         left = (self.left * alpha.to(self.left.dtype).view(-1, 1, 1)).flatten(0, 1)
         right = self.right.flatten(0, 1)
         if left.dtype != target.dtype:

@@ -14,10 +14,13 @@ import argparse
 import json
 import platform
 import statistics
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler, used for memory, is talkative otherwise
 
 import torch
 import torch.nn.functional as F

@@ -37,17 +37,27 @@ class LowRank:
         self.rank = rank
 
     def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, tangents.Tangent]:
-        return {name: self._sample_one(name, param, generator) for name, param in params.items()}
+        counts = {name: self._count(real_or_raise(name, param)) for name, param in params.items()}
+        signs: dict[str, Tensor] = {}
+        for kind in dict.fromkeys((param.dtype, param.device) for param in params.values()):
+            group = {name: counts[name] for name, param in params.items() if (param.dtype, param.device) == kind}
+            signs |= generator.all_signs(group, *kind)
+        return {name: self._tangent(param, signs[name]) for name, param in params.items()}
 
-    def _sample_one(self, name: str, param: Tensor, generator: KeyedGenerator) -> tangents.Tangent:
-        real_or_raise(name, param)
-        r, size = self.rank, param.numel()
-        n = param.shape[0] if param.dim() > 1 else 0
-        if n == 0 or r * (n + size // n) >= size:
-            signs = generator.signs(name, size, param.dtype, param.device)
-            return tangents.Dense(signs.view(len(generator.indices), *param.shape))
-        signs = generator.signs(name, r * (n + size // n), param.dtype, param.device)
-        left, right = signs[:, : r * n], signs[:, r * n :]
+    def _count(self, param: Tensor) -> int:
+        """Return how many signs a parameter takes: those of its factors, unless they are as many as its entries."""
+        size = param.numel()
+        if param.dim() < 2 or size == 0:
+            return size
+        n = param.shape[0]
+        return min(self.rank * (n + size // n), size)
+
+    def _tangent(self, param: Tensor, signs: Tensor) -> tangents.Tangent:
+        k, count = signs.shape
+        if count == param.numel():
+            return tangents.Dense(signs.view(k, *param.shape))
+        n, r = param.shape[0], self.rank
+        left, right = signs.split([r * n, count - r * n], 1)
         if r > 1:
             left = left / math.sqrt(r)
-        return tangents.LowRank(left.unflatten(1, (r, n)), right.unflatten(1, (r, *param.shape[1:])))
+        return tangents.LowRank(left.view(k, r, n), right.view(k, r, *param.shape[1:]))

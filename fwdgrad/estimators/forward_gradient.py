@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fwdgrad.directions import Direction, SampleFunction, is_per_example, make_direction
 from fwdgrad.engines import Engine, Evaluation, Func, Function, make_engine
 from fwdgrad.estimators.base import StepRecord, check_positive_integer, deposit
-from fwdgrad.functional import Closure, FunctionalModel, check_loss
+from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_loss
 from fwdgrad.optim import FactoredSGD
 from fwdgrad.randomness import KeyedGenerator, global_random_state
 from fwdgrad.tangents import Tangent
@@ -63,6 +63,7 @@ class ForwardGradient:
         self.optimizer = optimizer if isinstance(optimizer, FactoredSGD) else None
         self.step = 0
         self.last: StepRecord | None = None
+        self._bound: BoundModel | None = None
 
     def __call__(self, model: nn.Module, closure: Closure) -> Tensor:
         """Return the detached loss ``closure(model)`` and accumulate the estimate of its gradient.
@@ -75,7 +76,8 @@ class ForwardGradient:
             ValueError: if nothing is trainable, or the loss has more than one dimension.
             TypeError: if the closure returns no floating-point tensor.
         """
-        function = FunctionalModel(model, closure)
+        function = FunctionalModel(model, closure, self._bound)
+        self._bound = function.bound
         chunks = []
         for evaluation, tangents in self._evaluate(function, function.params):
             chunks.append(evaluation)
