@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler, used for memory, is talkative otherwise
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler, used for memory, is talkative otherwise
 
 import torch
 import torch.nn.functional as F
