@@ -1,4 +1,4 @@
-"""Folding the K tangents of a batch of images, sequences or volumes into its batch dimension, and per-example scales."""
+"""The K tangents of a batch of images folded into its batch dimension; tangents of scales and shifts."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _probabilities(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tens
 
 
 def _times(t: Tensor, matrix: Tensor, dim: int) -> Tensor:
-    """Return the products of K tangents with one matrix (of each head): their rows are stacked, the matrix is read once."""
+    """Return the products of K tangents with one matrix (of each head): the rows are stacked, it is read once."""
     t = align(t, dim)
     if t.shape[0] == 1 or t.shape[1:-2] != matrix.shape[:-2]:
         return torch.matmul(t, matrix)

@@ -5,8 +5,8 @@ between (Graves et al., 2006, section 4.1),
 
     alpha_t(s) = logsumexp_j alpha_{t-1}(s - j) + x_t(label_s),     j = 0, 1 and, between different labels, 2,
 
-the tangent follows with the softmax weights of that sum: ``t_alpha_t(s) = sum_j w_j t_alpha_{t-1}(s - j) + tx``. This is
-the derivative by the log-probabilities as free variables; PyTorch's gradient differs from it by a multiple of
+the tangent follows with the softmax weights of that sum: ``t_alpha_t(s) = sum_j w_j t_alpha_{t-1}(s - j) + tx``. This
+is the derivative by the log-probabilities as free variables; PyTorch's gradient differs from it by a multiple of
 ``exp(x)``, which a ``log_softmax`` in front takes away.
 """
 
@@ -58,7 +58,7 @@ def ctc_loss(
 def _with_blanks(targets: Tensor, sizes: Tensor, blank: int) -> Tensor:
     """Return the labels (N, 2 S + 1) with blanks around each, from padded or concatenated targets."""
     longest = int(sizes.max())
-    if targets.dim() == 1 and len(sizes) > 1 or targets.dim() == 1:
+    if targets.dim() == 1:
         pieces = targets.split(sizes.tolist())
         padded = torch.nn.utils.rnn.pad_sequence(list(pieces), batch_first=True, padding_value=blank)
     else:

@@ -1,7 +1,7 @@
 """Dropout and its kin: y = m x + b with random m, b: the tangent is m tx, with the m that the value was made with.
 
-The masks are drawn by PyTorch's own function, called once on a constant of x's kind and layout: the generator goes on as
-in a plain forward pass, and under the same seed the value is the same.
+The masks are drawn by PyTorch's own function, called once on a constant of x's kind and layout: the generator goes on
+as in a plain forward pass, and under the same seed the value is the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import dual, tangent
+
+nn: Any = torch._C._nn
 
 
 def _scaling(function: Any) -> None:
@@ -66,5 +68,5 @@ def rrelu(
         slope = torch.where(input > 0, 1.0, (lower + upper) / 2).to(input.dtype)
         return dual(input * slope, t * slope)
     noise = torch.ones_like(input)
-    y = torch._C._nn.rrelu_with_noise(input, noise, lower, upper, True, generator)
+    y = nn.rrelu_with_noise(input, noise, lower, upper, True, generator)
     return dual(y, t * noise)

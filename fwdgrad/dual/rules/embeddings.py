@@ -11,8 +11,9 @@ from torch import Tensor
 from fwdgrad.dual.folding import total
 from fwdgrad.dual.forms import nondifferentiable
 from fwdgrad.dual.registry import rule
+from fwdgrad.dual.running import current
 from fwdgrad.dual.tensor import DualError, dense, dual, structured, tangent
-from fwdgrad.tangents import LowRank, PerExample
+from fwdgrad.tangents import LowRank, PerExample, Tangent
 
 _MEAN, _MAX = 1, 2
 
@@ -23,7 +24,7 @@ nondifferentiable(torch.embedding_renorm_)
 def embedding(
     weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
 ) -> Tensor:
-    """Push the rows of tW: none for ``padding_idx``; ``scale_grad_by_freq`` divides by the counts, as in reverse mode."""
+    """Push the rows of tW, none for ``padding_idx``; over their counts if scale_grad_by_freq, as in reverse mode."""
     y = torch.embedding(weight, indices, padding_idx, scale_grad_by_freq, sparse)
     tw = structured(weight)
     if tw is None:
@@ -76,31 +77,34 @@ def embedding_bag(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Push the bags of tW, and those of W with the tangents of the sample weights for weights; a maximum its rows."""
     rest = (include_last_offset, padding_idx)
-    y, *info = torch.embedding_bag(weight, indices, offsets, scale_grad_by_freq, mode, sparse, per_sample_weights, *rest)
+    options = (scale_grad_by_freq, mode, sparse)
+    y, *info = torch.embedding_bag(weight, indices, offsets, *options, per_sample_weights, *rest)
     tw, ts = structured(weight), tangent(per_sample_weights)
     if tw is None and ts is None:
-        return (y, *info)
+        return y, info[0], info[1], info[2]
     t = None
     if mode == _MAX:
         t = _maximum(dense(tw), info[1], info[2])
     elif tw is not None:
         table, right = _table(tw)
+        count = current().num_directions
         if scale_grad_by_freq:
             table = table / _counts(indices, weight).clamp_(min=1).unsqueeze(-1)
         bags = torch.embedding_bag(table, indices, offsets, False, mode, False, per_sample_weights, *rest)[0]
-        bags = bags.view(bags.shape[0], tw.num_directions if right is not None else len(dense(tw)), -1)  # (B, K, .)
+        bags = bags.view(bags.shape[0], count, -1)
         t = bags.transpose(0, 1) if right is None else torch.bmm(bags.transpose(0, 1), right)
     if ts is not None:
         weighted = [torch.embedding_bag(weight, indices, offsets, False, mode, False, s, *rest)[0] for s in ts]
         t = total(t, torch.stack(weighted))
-    return (dual(y, t), *info)
+    return dual(y, t), info[0], info[1], info[2]
 
 
-def _table(tw: Tensor | LowRank | PerExample) -> tuple[Tensor, Tensor | None]:
-    """Return a table with K f columns, or for factors one with K r, still to be multiplied by the (K, r, f) returned."""
+def _table(tw: Tensor | Tangent) -> tuple[Tensor, Tensor | None]:
+    """Return a table of K f columns, or one of K r, whose bags are still to be multiplied by the (K, r, f) returned."""
     if isinstance(tw, LowRank):
         return tw.left.flatten(0, 1).t().contiguous(), tw.right
     t = dense(tw)
+    assert t is not None
     return t.transpose(0, 1).reshape(t.shape[1], -1), None
 
 

@@ -24,7 +24,7 @@ _A = -0.75  # of the cubic convolution kernel, as in PyTorch
 class _Tap(NamedTuple):
     """One neighbour of the points in one dimension."""
 
-    index: Tensor
+    place: Tensor
     inside: Tensor
     weight: Tensor
     derivative: Tensor  # of the weight by the normalised coordinate
@@ -58,15 +58,18 @@ def _slopes(x: Tensor, grid: Tensor, mode: int, padding: int, align: bool) -> li
     taps = []  # by dimension of the image; the grid names them in reverse
     for d, size in enumerate(sizes):
         at, scale = _unnormalized(grid[..., len(sizes) - 1 - d], size, align)
-        taps.append(_cubic_taps(at, scale, size, padding, align) if mode == _CUBIC else
-                    _linear_taps(at, scale, size, padding, align))
+        taps.append(
+            _cubic_taps(at, scale, size, padding, align)
+            if mode == _CUBIC
+            else _linear_taps(at, scale, size, padding, align)
+        )
     flat = x.flatten(2)
     out = [torch.zeros((*x.shape[:2], *grid.shape[1:-1]), dtype=x.dtype, device=x.device) for _ in sizes]
     for corner in itertools.product(*taps):
-        index = torch.zeros_like(corner[0].index)
+        index = torch.zeros_like(corner[0].place)
         inside = torch.ones_like(corner[0].inside)
         for tap, size in zip(corner, sizes, strict=True):
-            index = index * size + tap.index.clamp(0, size - 1)
+            index = index * size + tap.place.clamp(0, size - 1)
             inside = inside & tap.inside
         values = flat.gather(2, index.flatten(1).unsqueeze(1).expand(-1, x.shape[1], -1))
         values = values.view(*x.shape[:2], *index.shape[1:]) * inside.unsqueeze(1)

@@ -50,9 +50,7 @@ def native_layer_norm(
 
 
 @rule(torch.rms_norm)
-def rms_norm(
-    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
+def rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """Push ``w (tx - x^ mean(x^ tx)) / rms + tw x^``, with rms = sqrt(mean(x^2) + eps) over the last dimensions."""
     y = torch.rms_norm(input, normalized_shape, weight, eps)
     if not has_tangent(input, weight):
@@ -111,9 +109,7 @@ def instance_norm(
     return _affine(y, None if t is None else t * inverse, normalized, weight, bias, 1)
 
 
-def _grouped(
-    y: Tensor, x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
+def _grouped(y: Tensor, x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Attach the tangent where the statistics are those of each example's groups of channels."""
     groups = (x.shape[0], num_groups, math.prod(x.shape[1:]) // num_groups)
     normalized, inverse = _standardized(x.reshape(groups), (-1,), eps)

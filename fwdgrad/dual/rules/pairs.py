@@ -54,9 +54,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
 
 
 @rule(torch.pairwise_distance)
-def pairwise_distance(
-    x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
-) -> Tensor:
+def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
     """Push ``w.(t1 - t2)`` with the gradient w of ``|x1 - x2 + eps|_p``."""
     y = torch.pairwise_distance(x1, x2, p, eps, keepdim)
     t1, t2 = tangent(x1), tangent(x2)
@@ -66,13 +64,12 @@ def pairwise_distance(
     w = _norm_gradient(difference, p)
     n = difference.dim()
     moved = total(None if t1 is None else align(t1, n), None if t2 is None else -align(t2, n))
+    assert moved is not None
     return dual(y, (w * moved).sum(-1, keepdim))
 
 
 @rule(torch.cdist)
-def cdist(
-    x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary"
-) -> Tensor:
+def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary") -> Tensor:
     """Push ``w_ij.(t1_i - t2_j)`` with the gradient w_ij of the distance of x1_i and x2_j."""
     y = torch.cdist(x1, x2, p, compute_mode)
     t1, t2 = tangent(x1), tangent(x2)
