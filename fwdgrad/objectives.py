@@ -95,7 +95,7 @@ def beale(x: Tensor) -> Tensor:
     Minimum 0 at (3, 0.5), in a curved valley that flattens out towards large a.
     Source: Beale, "On an iterative method for finding a local minimum of a function of more than one variable", 1958.
     """
-    a, b = x.unbind(-1)
+    a, b = x[..., 0], x[..., 1]
     return (1.5 - a + a * b).square() + (2.25 - a + a * b**2).square() + (2.625 - a + a * b**3).square()
 
 
@@ -128,7 +128,7 @@ def himmelblau(x: Tensor) -> Tensor:
     Minimum 0 at four points, (3, 2) among them.
     Source: Himmelblau, "Applied Nonlinear Programming", 1972.
     """
-    a, b = x.unbind(-1)
+    a, b = x[..., 0], x[..., 1]
     return (a.square() + b - 11).square() + (a + b.square() - 7).square()
 
 
@@ -141,7 +141,7 @@ def ackley(x: Tensor) -> Tensor:
     Source: Ackley, "A Connectionist Machine for Genetic Hillclimbing", 1987.
     """
     radius = torch.linalg.vector_norm(x, dim=-1) / math.sqrt(x.shape[-1])
-    return 20 + math.e - 20 * torch.exp(-0.2 * radius) - torch.exp(torch.cos(2 * math.pi * x).mean(-1))
+    return 20 * (1 - torch.exp(-0.2 * radius)) + (math.e - torch.exp(torch.cos(2 * math.pi * x).mean(-1)))
 
 
 @objective(minimizers=[(0.0,)], start=(0.4, -0.3))
