@@ -17,7 +17,8 @@ class PerExample:
     ``|g|^2 + (P - 1) / B mean_b |g_b|^2``. Averaged over batches of independent examples with gradient covariance S it
     is about ``P (|g|^2 + tr S) / B``, where one shared direction has ``P (|g|^2 + tr S / B)``: never more.
     The closure must return a vector of per-example losses, and every activation must have the batch as its first
-    dimension.
+    dimension. No example's loss may depend on another example's activations: under BatchNorm in training mode, or a
+    loss that contrasts examples, the estimate lacks the terms between examples and is biased.
 
     Source: the idea of decorrelated weight perturbations by rank-1 signs is that of Wen et al., "Flipout", 2018,
     arXiv:1803.04386, used here with forward-mode derivatives.
