@@ -86,7 +86,7 @@ def linear(function: Callable[..., Any], *aliases: Any, batched: Callable[..., A
         t = tangent(input)
         if t is None or out is input:
             return out
-        if batched is not None:
+        if batched is not None and input.dim():  # a dimension of a 0-dimensional tensor cannot be shifted
             pushed = batched(t, *args, **kwargs)
         else:
             pushed = per_direction(lambda tk: function(tk, *args, **kwargs), t)
