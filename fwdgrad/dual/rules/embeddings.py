@@ -37,7 +37,7 @@ def embedding(
     else:
         table = dense(tw)
         assert table is not None
-        t = table[:, indices]
+        t = table.index_select(1, indices.reshape(-1)).view(table.shape[0], *y.shape)
     if padding_idx >= 0:
         t = t * (indices != padding_idx).unsqueeze(-1)
     if scale_grad_by_freq:
