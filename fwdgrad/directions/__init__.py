@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fwdgrad.directions.base import Direction, FromCallable, SampleFunction, is_per_example, nearest
+from fwdgrad.directions.base import Direction, FromCallable, SampleFunction, is_per_example
 from fwdgrad.directions.dense import Normal, Rademacher, Sphere
 from fwdgrad.directions.low_rank import LowRank
 from fwdgrad.directions.per_example import PerExample
+from fwdgrad.words import check_word
 
 DIRECTIONS: dict[str, Callable[[], Direction]] = {
     "normal": Normal,
@@ -26,9 +27,7 @@ def make_direction(direction: str | Direction | SampleFunction) -> Direction:
         TypeError: if it is none of the three.
     """
     if isinstance(direction, str):
-        if direction not in DIRECTIONS:
-            words = list(DIRECTIONS)
-            raise ValueError(f"direction must be one of {words}, got {direction!r}.{nearest(direction, words)}")
+        check_word("direction", direction, DIRECTIONS)
         return DIRECTIONS[direction]()
     sample = getattr(direction, "sample", None)
     if callable(sample):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeAlias
 
@@ -67,12 +66,6 @@ def check_tangent(name: str, tangent: Tangent, param: Tensor, num_directions: in
 def is_per_example(tangents: Mapping[str, Tangent]) -> bool:
     """Say whether the tangents differ from example to example."""
     return any(isinstance(tangent, PerExample) for tangent in tangents.values())
-
-
-def nearest(word: str, choices: list[str]) -> str:
-    """Return ' Did you mean ...?' for a mistyped word, or nothing when no choice is near."""
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _name_of(fn: object) -> str:

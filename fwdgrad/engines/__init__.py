@@ -8,6 +8,7 @@ from fwdgrad.engines.base import Engine, Evaluation, Function
 from fwdgrad.engines.dual import Dual
 from fwdgrad.engines.finite_difference import FiniteDifference
 from fwdgrad.engines.func import Func
+from fwdgrad.words import check_word
 
 ENGINES: dict[str, Callable[[], Engine]] = {"func": Func, "dual": Dual, "finite_difference": FiniteDifference}
 
@@ -20,8 +21,7 @@ def make_engine(engine: str | Engine) -> Engine:
         TypeError: if it is neither.
     """
     if isinstance(engine, str):
-        if engine not in ENGINES:
-            raise ValueError(f"engine must be one of {list(ENGINES)}, got {engine!r}")
+        check_word("engine", engine, ENGINES)
         return ENGINES[engine]()
     if callable(engine):
         return engine
