@@ -93,8 +93,8 @@ def test_multihead_attention(training: bool, need_weights: bool, batch_first: bo
 
 def test_multihead_attention_with_every_option() -> None:
     module = nn.MultiheadAttention(6, 2, kdim=3, vdim=5, add_bias_kv=True, add_zero_attn=True).double()
-    mask = torch.zeros(2, 5, dtype=torch.bool)
-    mask[0, 3:] = True
+    mask = torch.zeros(2, 5, dtype=torch.float64)
+    mask[0, 3:] = -math.inf
     check_module(
         module,
         randn(4, 2, 6),
@@ -135,5 +135,5 @@ def test_decoder_layer(training: bool) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_transformer(training: bool) -> None:
-    module = nn.Transformer(6, 2, 1, 1, 8, 0.2, dtype=torch.float64).train(training)
-    check_module(module, randn(3, 2, 6), randn(4, 2, 6))
+    module = nn.Transformer(6, 2, 1, 1, 8, 0.2, batch_first=True, dtype=torch.float64).train(training)
+    check_module(module, randn(2, 3, 6), randn(2, 4, 6))

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fwdgrad.dual.folding import total
-from fwdgrad.dual.forms import align, has_tangent
+from fwdgrad.dual.forms import align, has_tangent, nondifferentiable
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import dual, tangent
+
+nondifferentiable(torch._nested_tensor_from_mask_left_aligned)  # a question that nn.TransformerEncoder asks
 
 
 @rule(F.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention)
