@@ -94,6 +94,11 @@ def _forward_mode(
         for i, value in enumerate(flat):
             if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
                 flat[i], derivative = forward_ad.unpack_dual(value)
+                if derivative is None and "::" in name and not name.startswith("aten::"):
+                    raise DualError(
+                        f"{name}: no rule, and PyTorch's forward mode drops the tangent of this custom operator; "
+                        "write a rule with @fwdgrad.dual.rule"
+                    )
                 derivatives.append(None if derivative is None else derivative.clone())
             else:
                 derivatives.append(None)
