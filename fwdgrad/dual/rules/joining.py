@@ -97,7 +97,7 @@ def block_diag(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(rows, 0)
 
 
-@composite(torch.meshgrid)
+@composite(torch.meshgrid, torch._VF.meshgrid)
 def meshgrid(*tensors: Any, indexing: str | None = None) -> tuple[Tensor, ...]:
     """Write each vector as expanded along the dimensions of the others; "xy" has the second in front of the first."""
     listed = tensors[0] if len(tensors) == 1 and not isinstance(tensors[0], Tensor) else tensors
