@@ -5,6 +5,7 @@ See ``fwdgrad.dual.rules``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -155,14 +156,15 @@ def nondifferentiable(*functions: Any) -> None:
 
 
 def composite(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter a body, written in functions that have rules, as the rule of functions.
+    """Enter a body, written in functions that have rules, as the rule of functions; other rules may call it too.
 
     ``@composite(torch.nn.functional.pairwise_distance)`` above ``def body(x1, x2, p=2.0, eps=1e-6, keepdim=False)``.
     """
 
     def enter(body: Callable[..., Any]) -> Callable[..., Any]:
-        register(_composite(body), *functions)
-        return body
+        handler = functools.wraps(body)(_composite(body))
+        register(handler, *functions)
+        return handler
 
     return enter
 

@@ -1,0 +1,61 @@
+"""Pooling: averages are linear; a maximum passes on the tangent of the entry that it picked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fwdgrad.dual.folding import folded
+from fwdgrad.dual.forms import linear
+from fwdgrad.dual.registry import register
+from fwdgrad.dual.tensor import dual, tangent
+
+_nn = torch._C._nn
+
+linear(torch.avg_pool1d, batched=folded(torch.avg_pool1d, 2))
+linear(_nn.avg_pool2d, batched=folded(_nn.avg_pool2d, 3))
+linear(_nn.avg_pool3d, batched=folded(_nn.avg_pool3d, 4))
+
+
+def _picked(t: Tensor, indices: Tensor, spatial: int) -> Tensor:
+    """Return the entries of tangents (K, ..., C, *in) at indices (..., C, *out) into each channel's positions."""
+    if spatial == 2 and indices.dim() == 4 and indices.is_contiguous(memory_format=torch.channels_last):
+        # Channels last: gathered along the positions, with the channels innermost as they are in memory.
+        places = indices.permute(0, 2, 3, 1).flatten(1, 2)
+        values = t.permute(0, 1, 3, 4, 2).flatten(2, 3).gather(2, places.expand(t.shape[0], *places.shape))
+        return values.unflatten(2, indices.shape[2:]).permute(0, 1, 4, 2, 3)
+    places = indices.flatten(-spatial)
+    values = t.flatten(-spatial).gather(-1, places.expand(t.shape[0], *places.shape))
+    return values.view(t.shape[0], *indices.shape)
+
+
+def _maximum(spatial: int) -> None:
+    plain = getattr(torch, f"max_pool{spatial}d")
+    both = torch.max_pool1d_with_indices if spatial == 1 else getattr(_nn, f"max_pool{spatial}d_with_indices")
+    functional = getattr(F, f"max_pool{spatial}d_with_indices")
+
+    def pair(
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        values, indices = both(input, kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode)
+        t = tangent(input)
+        return values if t is None else dual(values, _picked(t, indices, spatial)), indices
+
+    def value(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return pair(input, *args, **kwargs)[0]
+
+    register(value, plain)
+    register(pair, both, functional)
+
+
+for _spatial in (1, 2, 3):
+    _maximum(_spatial)
