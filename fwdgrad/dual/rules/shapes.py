@@ -61,7 +61,7 @@ def _permute(t: Tensor, *args: Any, dims: Any = None) -> Tensor:
     return t.permute(0, *[shift(d) for d in (sizes_of(args) if dims is None else dims)])
 
 
-linear(torch.permute, batched=_permute)
+linear(Tensor.permute, batched=_permute)  # the method also takes the dimensions one by one
 
 
 def _moved(dims: Any) -> Any:
