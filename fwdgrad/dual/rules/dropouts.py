@@ -65,7 +65,7 @@ def rrelu(
     if t is None:
         return torch.rrelu(input, lower, upper, training, generator)
     if not training:
-        slope = torch.where(input > 0, 1.0, (lower + upper) / 2).to(input.dtype)
+        slope = torch.full_like(input, (lower + upper) / 2).masked_fill_(input > 0, 1)
         return dual(input * slope, t * slope)
     noise = torch.ones_like(input)
     y = nn.rrelu_with_noise(input, noise, lower, upper, True, generator)
