@@ -111,9 +111,7 @@ def make_step(method: Method, work: str, batch_size: int, device: torch.device, 
         assert method.direction is not None and method.engine is not None
         factored = method.engine == "dual"
         optimizer = (FactoredSGD if factored else torch.optim.SGD)(model.parameters(), lr=0.0)
-        estimator = fwdgrad.ForwardGradient(
-            method.direction, method.num_directions, method.engine, optimizer=optimizer
-        )
+        estimator = fwdgrad.ForwardGradient(method.direction, method.num_directions, method.engine, optimizer=optimizer)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -126,7 +124,11 @@ def make_step(method: Method, work: str, batch_size: int, device: torch.device, 
 def variants(method: Method, work: str) -> list[str]:
     """Return the settings among which the method may choose its best."""
     layouts = ["contiguous", "channels_last"] if work == "conv" else ["contiguous"]
-    return [f"{layout}, fused" if fused else layout for layout in layouts for fused in range(1 + (method.name == "backprop"))]
+    return [
+        f"{layout}, fused" if fused else layout
+        for layout in layouts
+        for fused in range(1 + (method.name == "backprop"))
+    ]
 
 
 def measure(
@@ -142,8 +144,10 @@ def measure(
     while len(rounds) < 7 or (time.perf_counter() < deadline and len(rounds) < 2000):
         rounds.append([timed(step, device) for step in steps])
     medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
-    best = {method: min((m, i) for i, (m, (other, _)) in enumerate(zip(medians, chosen, strict=True)) if other == method)[1]
-            for method in methods}
+    best = {
+        method: min((m, i) for i, (m, (other, _)) in enumerate(zip(medians, chosen, strict=True)) if other == method)[1]
+        for method in methods
+    }
 
     def ratio(index: int, rival: str) -> float:
         other = next((best[method] for method in methods if method.name == rival), None)

@@ -11,7 +11,19 @@ booleans. What has no rule falls back, one operation at a time, to PyTorch's own
 from fwdgrad.dual import rules as rules
 from fwdgrad.dual.api import directional_derivatives, jvp
 from fwdgrad.dual.fallback import fallback_counts
+from fwdgrad.dual.perturb import perturb, perturbed
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import Dual, DualError, dual, tangent
 
-__all__ = ["Dual", "DualError", "directional_derivatives", "dual", "fallback_counts", "jvp", "rule", "tangent"]
+__all__ = [
+    "Dual",
+    "DualError",
+    "directional_derivatives",
+    "dual",
+    "fallback_counts",
+    "jvp",
+    "perturb",
+    "perturbed",
+    "rule",
+    "tangent",
+]

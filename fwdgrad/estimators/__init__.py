@@ -1,7 +1,16 @@
 """Gradient estimators, one per file, all called in place of ``loss.backward()``."""
 
+from fwdgrad.estimators.activity import ActivityPerturbation
 from fwdgrad.estimators.backprop import Backprop
 from fwdgrad.estimators.base import Estimator, StepRecord
 from fwdgrad.estimators.forward_gradient import ForwardGradient, GradientEstimate, forward_gradient
 
-__all__ = ["Backprop", "Estimator", "ForwardGradient", "GradientEstimate", "StepRecord", "forward_gradient"]
+__all__ = [
+    "ActivityPerturbation",
+    "Backprop",
+    "Estimator",
+    "ForwardGradient",
+    "GradientEstimate",
+    "StepRecord",
+    "forward_gradient",
+]
