@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,20 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fwdgrad import cli_errors, experiment
+from fwdgrad.cli_resume import Resumption, find_resumption
+from fwdgrad.cli_sweeps import SweepFolder, failures, write_sweep_results
 from fwdgrad.config import TrainConfig
-from fwdgrad.training import write_status, write_sweep_results
+from fwdgrad.training import write_status
 
 log = logging.getLogger("fwdgrad")
 
 _PACKAGED = Path(__file__).parent / "configs"
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "configs"
+
+Task = Callable[[DictConfig, Path], float]
 
 
 def register_schema(name: str, node: type) -> None:
@@ -32,7 +37,7 @@ def register_schema(name: str, node: type) -> None:
     ConfigStore.instance().store(name, node)
 
 
-def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig, Path], float]], Callable[[], None]]:
+def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
     """Turn ``task(cfg, folder) -> objective`` into a command.
 
     A wrong key, choice or value ends in one line on the standard error and exit code 2; a task that fails leaves
@@ -44,23 +49,15 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig, Path], float
         config_name: the file in ``configs/`` without its ending.
     """
 
-    def decorate(task: Callable[[DictConfig, Path], float]) -> Callable[[], None]:
-        @wraps(task)
-        def job(cfg: DictConfig) -> float:
-            return _run_job(task, cfg)
-
+    def decorate(task: Task) -> Callable[[], None]:
         def command() -> None:
-            full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
-            # Hydra then raises what went wrong, instead of printing it and ending the process.
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-            # Raised by PyTorch about itself when its own forward-mode formulas are loaded.
-            warnings.filterwarnings("ignore", message=r"`torch\.jit", category=FutureWarning)
             arguments = sys.argv
+            full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
             try:
-                sys.argv = [arguments[0], *cli_errors.with_resumed(arguments[1:])]
-                hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
-            except KeyboardInterrupt:
-                print("interrupted; go on with resume=<run folder>", file=sys.stderr)
+                with _quiet():
+                    _run(task, config_name)
+            except KeyboardInterrupt as interrupt:
+                print("; ".join(["interrupted", *getattr(interrupt, "__notes__", [])]), file=sys.stderr)
                 sys.exit(130)
             except Exception as error:
                 if full_error:
@@ -75,32 +72,90 @@ def hydra_main(config_name: str) -> Callable[[Callable[[DictConfig, Path], float
     return decorate
 
 
-def _run_job(task: Callable[[DictConfig, Path], float], cfg: DictConfig) -> float:
-    """Run one job and record in its folder, and in its sweep's table, how it ended."""
+class JobsFailedError(RuntimeError):
+    """One or more jobs of a sweep failed."""
+
+
+def _run(task: Task, config_name: str) -> None:
+    """Run the task as the command line says; raise what went wrong."""
+    cli_errors.check_flags(sys.argv[1:])
+    resumption = find_resumption(sys.argv[1:])
+    if resumption is not None:
+        sys.argv = [sys.argv[0], *resumption.arguments]
+    errors: list[Exception] = []
+    SweepFolder.current = None
+
+    @wraps(task)
+    def job(cfg: DictConfig) -> float | None:
+        # An error is kept, not raised: Hydra would print it in its own way, and end a sweep that has more to do.
+        return _run_job(task, cfg, resumption, errors)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+    except Exception as error:
+        _check_sweep(error)
+        raise
+    _check_sweep()
+    if errors and SweepFolder.current is None:
+        raise errors[0]
+
+
+def _check_sweep(cause: Exception | None = None) -> None:
+    """Complete the table of the sweep that was run, if one was, and raise if a job of it failed."""
+    sweep = SweepFolder.current
+    if sweep is not None and sweep.is_dir():
+        write_sweep_results(sweep)
+        if (named := failures(sweep)) is not None:
+            raise JobsFailedError(named) from cause
+
+
+def _run_job(task: Task, cfg: DictConfig, resumption: Resumption | None, errors: list[Exception]) -> float | None:
+    """Run one job; record in its folder, and in its sweep's table, how it ended. Return None if it failed."""
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
+    sweep = Path(settings.sweep.dir) if settings.mode == RunMode.MULTIRUN else None
+    if resumption is not None:
+        sweep = resumption.sweep
+        for line in resumption.differences(cfg):
+            log.warning("%s", line)
     write_status(folder, "running")
     try:
-        objective = task(cfg, folder)
+        with warnings.catch_warnings():
+            # Raised by PyTorch about itself when its own forward-mode formulas are loaded.
+            warnings.filterwarnings("ignore", message=r"`torch\.jit", category=FutureWarning)
+            objective = task(cfg, folder)
+        write_status(folder, "finished")
+        return objective
     except KeyboardInterrupt as interrupt:
-        write_status(folder, "interrupted", interrupt)
+        write_status(folder, "interrupted")
+        interrupt.add_note(f"go on with resume={folder}")
         raise
     except Exception as error:
         write_status(folder, "failed", error)
-        log.error("job failed, see %s: %s", folder / "status.json", str(error).splitlines()[0] if str(error) else error)
-        raise
-    else:
-        write_status(folder, "finished")
-    finally:
+        error.add_note(f"see {folder / 'traceback.txt'}")
+        errors.append(error)
+        if resumption is not None and cli_errors.is_usage(error):
+            resumption.restore()
         if settings.mode == RunMode.MULTIRUN:
-            sweep = Path(settings.sweep.dir)
-            write_sweep_results(sweep, dict(_jobs(sweep)))
-    return objective
+            log.error("job %s failed: %s", folder.name, cli_errors.sentence(error))
+        return None
+    finally:
+        if sweep is not None:
+            write_sweep_results(sweep)
 
 
-def _jobs(sweep: Path) -> Iterable[tuple[str, list[str]]]:
-    for path in sweep.glob("*/.hydra/overrides.yaml"):
-        yield path.parent.parent.name, [str(item) for item in OmegaConf.load(path)]
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Hydra raise what went wrong, instead of printing it and ending the process."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 register_schema("train_schema", TrainConfig)

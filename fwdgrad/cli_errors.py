@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -34,43 +40,42 @@ def explain(error: Exception, configs: Path, config_name: str, overrides: list[s
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         if group.startswith("hydra/") and choice in _EXTRAS:
             return f"{group}={choice} needs a package that is not installed: pip install 'fwdgrad[{_EXTRAS[choice]}]'"
-        return f"{group}={choice} does not exist; choose one of {', '.join(error.options)}{_hint(choice, error.options)}"
+        return (
+            f"{group}={choice} does not exist; choose one of {', '.join(error.options)}{_hint(choice, error.options)}"
+        )
     if isinstance(error, ConfigCompositionException) and (match := _OVERRIDE.search(str(error).splitlines()[0])):
         key = match[1]
         cause = error.__cause__
         if match[2] is not None and cause is not None:
-            return f"{key}={match[2]}: {_sentence(cause)}"
-        known = _known_keys(configs, config_name, key, overrides)
-        return f"there is no key {key!r}{_hint(key, known)}"
+            return f"{key}={match[2]}: {sentence(cause)}"
+        known = list(_known_keys(configs, config_name, key, overrides))
+        if key in known:
+            return sentence(error)
+        return f"there is no key {key!r}{_hint(key, known) or _siblings(key, known)}"
+    if isinstance(error, OverrideParseException):
+        reason = sentence(error).partition(" See https")[0].removeprefix(f"Error parsing override '{error.override}' ")
+        return f"cannot read {error.override!r}: {reason}; settings are given as KEY=VALUE"
     if is_usage(error):
-        return _sentence(error)
-    return f"{_sentence(error)} (traceback.txt in the run folder has the details)"
+        return sentence(error)
+    if isinstance(error, OSError) and not hasattr(error, "__notes__"):  # Hydra makes the run folder before the run
+        return f"cannot write to {error.filename}: {error.strerror}; choose another folder with hydra.run.dir=FOLDER"
+    return "; ".join([sentence(error), *getattr(error, "__notes__", [])])
 
 
-def with_resumed(arguments: list[str]) -> list[str]:
-    """Return the arguments with those of the run that ``resume=`` names put before them.
-
-    Raises:
-        ConfigError: if it is not a run folder, or a sweep is asked for.
-    """
-    named = [item.partition("=")[2] for item in arguments if item.startswith("resume=")]
-    if not named or named[-1] in ("null", ""):
-        return arguments
-    folder = Path(named[-1])
-    recorded = folder / ".hydra" / "overrides.yaml"
-    if not recorded.is_file():
-        raise ConfigError(f"resume={folder} is not a run folder: it has no {recorded.relative_to(folder)}")
-    if any(item in ("-m", "--multirun") for item in arguments):
-        raise ConfigError("resume= continues one run; leave out --multirun")
-    before = [str(item) for item in OmegaConf.load(recorded) if not str(item).startswith("resume=")]
-    return [*before, *arguments, f"hydra.run.dir={_quoted(folder)}"]
+def check_flags(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for an option that Hydra does not have; all settings are given as key=value."""
+    for item in arguments:
+        if item.startswith("="):
+            raise ConfigError(f"cannot read {item!r}: the key is missing; settings are given as KEY=VALUE")
+    options = [item.partition("=")[0] for item in arguments if item.startswith("-")]
+    known = [option for action in get_args_parser()._actions for option in action.option_strings]
+    for option in options:
+        if option not in known:
+            word = option.lstrip("-")
+            raise ConfigError(f"there is no option {option!r}; settings are given as KEY=VALUE, such as {word}=...")
 
 
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
     """Return an error's text in one line, without OmegaConf's coordinates."""
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
@@ -79,15 +84,22 @@ def _sentence(error: BaseException) -> str:
 
 def _hint(word: str, choices: Iterable[str]) -> str:
     """Return '; did you mean ...?' with the nearest of the choices, by whole key or by its last part."""
-    choices = list(choices)
-    last = word.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
-    near += [key for key in choices if key.rsplit(".", 1)[-1] == last]
-    near += [
-        key for key in choices if difflib.get_close_matches(last, [key.rsplit(".", 1)[-1]], n=1, cutoff=0.75)
-    ]
-    unique = list(dict.fromkeys(near))[:3]
-    return f"; did you mean {' or '.join(unique)}?" if unique else ""
+
+    def likeness(choice: str) -> float:
+        ends = word.rsplit(".", 1)[-1], choice.rsplit(".", 1)[-1]
+        whole, end = (difflib.SequenceMatcher(None, *pair).ratio() for pair in ((word, choice), ends))
+        return max(whole, end - 0.05)
+
+    scores = {choice: likeness(choice) for choice in choices}
+    best = max(scores.values(), default=0.0)
+    near = sorted((key for key in scores if scores[key] > max(0.6, best - 0.1)), key=scores.__getitem__, reverse=True)
+    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+
+
+def _siblings(word: str, choices: Iterable[str]) -> str:
+    section = word.rpartition(".")[0]
+    keys = [choice.rpartition(".")[2] for choice in choices if section and choice.rpartition(".")[0] == section]
+    return f"; {section} has {', '.join(keys)}" if keys else ""
 
 
 def _known_keys(configs: Path, config_name: str, key: str, overrides: list[str]) -> list[str]:

@@ -19,13 +19,16 @@ from torch import nn
 
 from fwdgrad.data import Batches, Dataset, load_dataset
 from fwdgrad.estimators import Estimator
-from fwdgrad.training import Tracker, Trainer, load_checkpoint
+from fwdgrad.training import Tracker, Trainer, list_checkpoints, load_checkpoint
 from fwdgrad.training.device import check_precision, peak_memory_bytes, resolve_device
 
 log = logging.getLogger("fwdgrad")
 
 # The keys of ``optimization`` that belong to the run; all others are arguments of the method.
 LOOP_KEYS = ("learning_rate", "clip_norm")
+
+# Arguments of a scheduler that mean the length of the run, when they are null.
+LENGTH_KEYS = ("T_max", "total_steps")
 
 
 class ConfigError(ValueError):
@@ -39,6 +42,9 @@ def run(cfg: DictConfig, folder: Path) -> float:
         cfg: a composed ``train`` configuration.
         folder: the run folder, into which everything is written.
     """
+    held = list_checkpoints(folder / "checkpoints")
+    if held and not cfg.resume:
+        raise ConfigError(f"{folder} holds a run already; go on with it by resume={folder}, or name another folder")
     trainer = make_trainer(cfg, folder)
     started = time.perf_counter()
     log.info("%s: %d steps, run folder %s", cfg.name, trainer.max_steps, folder)
@@ -91,7 +97,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     with _section("optimization"):
         estimator = make_estimator(cfg, optimizer)
     with _section("resume"):
-        state = load_checkpoint(Path(cfg.resume), device) if cfg.resume is not None else None
+        state = load_checkpoint(Path(cfg.resume), device) if cfg.resume else None
 
     def context() -> AbstractContextManager[Any]:
         return torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bfloat16" else nullcontext()
@@ -103,7 +109,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         estimator=estimator,
         optimizer=optimizer,
         scheduler=scheduler,
-        tracker=Tracker(folder, resume_step=None if state is None else state["step"]),
+        tracker=Tracker(folder),
         folder=folder,
         max_steps=max_steps,
         eval_batch_size=cfg.dataset.eval_batch_size,
@@ -112,6 +118,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         log_every=cfg.log_every,
         checkpoint_every=cfg.checkpoint_every,
         show_progress=cfg.progress,
+        schedule=_schedule(cfg, max_steps),
     )
     if state is not None:
         with _section("resume"):
@@ -131,9 +138,10 @@ def make_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
         try:
             with torch.no_grad():
                 outputs = model(inputs)
-        except RuntimeError as error:
-            message = str(error).splitlines()[0]
-            raise ConfigError(f"{type(model).__name__} does not take {tuple(inputs.shape)} inputs: {message}") from error
+        except Exception as error:  # whatever a user's forward raises
+            raise ConfigError(
+                f"{type(model).__name__} does not take {tuple(inputs.shape)} inputs: {_first_line(error)}"
+            ) from error
         if not isinstance(outputs, torch.Tensor) or tuple(outputs.shape) != expected:
             arrived = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
             raise ConfigError(
@@ -191,17 +199,20 @@ def _section(name: str) -> Iterator[None]:
     """Turn any error while a section is built into one ConfigError that names the section."""
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
     except InstantiationException as error:
-        cause = error.__cause__ or error
-        raise ConfigError(f"{name}: {_first_line(cause)}") from error
+        raise ConfigError(_in_section(name, error.__cause__ or error)) from error
     except (ValueError, TypeError, RuntimeError, ImportError, AttributeError, OSError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{name}: {_first_line(error)}") from error
+        raise ConfigError(_in_section(name, error)) from error
+
+
+def _in_section(name: str, error: BaseException) -> str:
+    line = _first_line(error)
+    return line if line.startswith(name) else f"{name}: {line}"
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _make_dataset(cfg: DictConfig, seed: int) -> Dataset:
@@ -216,10 +227,16 @@ def _make_dataset(cfg: DictConfig, seed: int) -> Dataset:
 def _make_scheduler(cfg: DictConfig, optimizer: torch.optim.Optimizer, max_steps: int) -> Any:
     """Instantiate the scheduler; ``T_max`` or ``total_steps`` left null means the length of the run."""
     arguments = {
-        key: max(max_steps, 1) if key in ("T_max", "total_steps") and value is None else value
-        for key, value in cfg.items()
+        key: max(max_steps, 1) if key in LENGTH_KEYS and value is None else value for key, value in cfg.items()
     }
     return hydra.utils.instantiate(arguments, optimizer=optimizer)
+
+
+def _schedule(cfg: DictConfig, max_steps: int) -> dict[str, Any]:
+    """Return all that the learning rate and the optimizer's other settings follow from, as plain values."""
+    of_length = any(key in LENGTH_KEYS and value is None for key, value in cfg.scheduler.items())
+    sections = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in ("optimizer", "scheduler")}
+    return {**sections, "steps": max_steps if of_length else None}
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

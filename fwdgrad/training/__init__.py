@@ -1,10 +1,10 @@
 """Training loop, evaluation, checkpoints and tracking."""
 
-from fwdgrad.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from fwdgrad.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from fwdgrad.training.evaluation import Score, evaluate
 from fwdgrad.training.loop import NonFiniteLossError, Trainer
 from fwdgrad.training.schedules import exponential_decay
-from fwdgrad.training.tracking import Tracker, write_status, write_sweep_results
+from fwdgrad.training.tracking import Tracker, write_status
 
 __all__ = [
     "CheckpointError",
@@ -14,8 +14,8 @@ __all__ = [
     "Trainer",
     "evaluate",
     "exponential_decay",
+    "list_checkpoints",
     "load_checkpoint",
     "save_checkpoint",
     "write_status",
-    "write_sweep_results",
 ]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ def check_same_model(state: dict[str, Any], model: torch.nn.Module) -> None:
                 f"the checkpoint is of another model: {name!r} has shape {tuple(saved[name].shape)} in the "
                 f"checkpoint and {tuple(present[name].shape)} in the model"
             )
+
+
+def check_same_kinds(saved: Mapping[str, str], present: Mapping[str, str]) -> None:
+    """Raise CheckpointError if a part of the run is of another class than when its state was saved."""
+    for part, kind in present.items():
+        if saved[part] != kind:
+            raise CheckpointError(f"the checkpoint is of another {part}: {saved[part]}, not {kind}")
 
 
 def _digest(data: bytes | memoryview) -> str:

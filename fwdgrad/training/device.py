@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 
 import torch
@@ -18,7 +19,9 @@ def resolve_device(device: str) -> torch.device:
     """
     kind, _, index = device.partition(":")
     if kind not in DEVICES or (index and not index.isdigit()):
-        raise ValueError(f"device must be one of {list(DEVICES)} or cuda:<index>, got {device!r}")
+        raise ValueError(
+            f"device must be one of {list(DEVICES)} or cuda:<index>, got {device!r}{_nearest(device, DEVICES)}"
+        )
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -32,7 +35,9 @@ def resolve_device(device: str) -> torch.device:
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise ValueError unless the precision is known and the device has it."""
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
+        raise ValueError(
+            f"precision must be one of {list(PRECISIONS)}, got {precision!r}{_nearest(precision, PRECISIONS)}"
+        )
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError("precision=bfloat16 is not supported by this GPU; use precision=float32")
 
@@ -47,3 +52,8 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _nearest(word: str, choices: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -14,13 +14,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fwdgrad.data import Batches, Dataset
 from fwdgrad.estimators import Estimator
-from fwdgrad.training.checkpoint import check_same_model, list_checkpoints, save_checkpoint
+from fwdgrad.training.checkpoint import check_same_kinds, check_same_model, list_checkpoints, save_checkpoint
 from fwdgrad.training.evaluation import Score, evaluate
 from fwdgrad.training.gradients import clip_gradients, gradient_norm
+from fwdgrad.training.interrupts import Interrupts
 from fwdgrad.training.progress import Progress
+from fwdgrad.training.schedules import advance_schedule, load_optimizer_buffers
 from fwdgrad.training.tracking import Tracker
 
 log = logging.getLogger("fwdgrad")
@@ -56,6 +59,8 @@ class Trainer:
     checkpoint_every: int | None = None
     """In steps; besides, a checkpoint is written after every evaluation."""
     show_progress: bool | None = None
+    schedule: dict[str, Any] = field(default_factory=dict)
+    """The settings of the optimizer and the scheduler; a run resumed with others uses those from its first step on."""
 
     step: int = 0
     seconds: float = 0.0
@@ -70,22 +75,26 @@ class Trainer:
 
     def run(self) -> Score:
         """Train up to ``max_steps``; return the score on the validation split."""
+        self.tracker.start(self.step)
         self.model.train()
         validation = None
         progress = Progress(self.max_steps, self.step, self.show_progress)
         try:
-            while self.step < self.max_steps:
-                epoch, position = divmod(self.step, self.batches.steps_per_epoch)
-                self._started = time.perf_counter()
-                for inputs, targets in self.batches.epoch(epoch, position):
-                    self._train_step(inputs, targets, progress)
-                    if self.step == self.max_steps:
-                        break
-                validation = self._end_epoch(progress)
-        except KeyboardInterrupt:
-            self._stop_clock()
-            self.save()
-            raise
+            with Interrupts() as interrupts:
+                while self.step < self.max_steps:
+                    epoch, position = divmod(self.step, self.batches.steps_per_epoch)
+                    self._started = time.perf_counter()
+                    for inputs, targets in self.batches.epoch(epoch, position):
+                        self._train_step(inputs, targets, progress)
+                        if self.step == self.max_steps or (interrupts.requested and not self._at_epoch_end()):
+                            break
+                    if self._at_epoch_end():
+                        validation = self._end_epoch(progress)
+                    else:
+                        self._stop_clock()
+                        self.save()
+                    if interrupts.requested:
+                        raise KeyboardInterrupt
         finally:
             progress.close()
         return validation or self.evaluate("validation")
@@ -109,6 +118,8 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return everything a run needs to go on."""
         return {
+            "kinds": self._kinds(),
+            "schedule": self.schedule,
             "step": self.step,
             "seconds": self.seconds,
             "loss": [self._loss_sum, self._loss_count, self.train_loss],
@@ -124,18 +135,26 @@ class Trainer:
         """Restore what ``state_dict`` returned.
 
         Raises:
-            CheckpointError: if it is the state of another model.
+            CheckpointError: if it is the state of another model, optimizer or method.
         """
         check_same_model(state, self.model)
+        check_same_kinds(state["kinds"], self._kinds())
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        if state["schedule"] == self.schedule:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+        else:
+            load_optimizer_buffers(self.optimizer, state["optimizer"])
+            advance_schedule(self.scheduler, state["step"])
         self.estimator.load_state_dict(state["estimator"])
         self.step, self.seconds = state["step"], state["seconds"]
         self._loss_sum, self._loss_count, self.train_loss = state["loss"]
         torch.set_rng_state(state["random"].cpu())
         if state["cuda_random"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda_random"]])
+
+    def _kinds(self) -> dict[str, str]:
+        return {"method": type(self.estimator).__name__, "optimizer": type(self.optimizer).__name__}
 
     def _train_step(self, inputs: Tensor, targets: Tensor, progress: Progress) -> None:
         def closure(model: nn.Module) -> Tensor:
@@ -151,13 +170,13 @@ class Trainer:
             norm = gradient_norm(self.optimizer)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
-        self.scheduler.step()
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
         self.step += 1
         self._pending.append(loss)
         if log_now:
             self._log(loss.item(), norm, learning_rate, progress)
-        ends_epoch = self.step % self.batches.steps_per_epoch == 0 or self.step == self.max_steps
-        if self.checkpoint_every is not None and self.step % self.checkpoint_every == 0 and not ends_epoch:
+        if self.checkpoint_every is not None and self.step % self.checkpoint_every == 0 and not self._at_epoch_end():
             self._stop_clock()
             self.save()
             self._started = time.perf_counter()
@@ -173,7 +192,7 @@ class Trainer:
             # The root mean square over the directions: its square estimates |gradient|^2.
             figures["grad/directional_derivative"] = record.directional_derivatives.square().mean().sqrt().item()
         self.tracker.scalars(self.step, figures)
-        progress.advance(self.log_every, loss=loss)
+        progress.update(self.step, loss=loss)
         self._started = time.perf_counter()
 
     def _end_epoch(self, progress: Progress) -> Score:
@@ -185,6 +204,8 @@ class Trainer:
         self.train_loss = self._loss_sum / max(self._loss_count, 1)
         self._loss_sum, self._loss_count = 0.0, 0
         learning_rate = self.optimizer.param_groups[0]["lr"]
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(score.loss)
         self.tracker.row(
             {
                 "step": self.step,
@@ -197,7 +218,7 @@ class Trainer:
             }
         )
         self.tracker.scalars(self.step, {"val/loss": score.loss, "val/accuracy": score.accuracy, "epoch": epoch})
-        progress.advance(0, val_accuracy=score.accuracy)
+        progress.update(self.step, accuracy=score.accuracy)
         # A line a second is enough to read; metrics.csv has every epoch.
         now = time.monotonic()
         last = self.step == self.max_steps
@@ -210,6 +231,10 @@ class Trainer:
         )
         self.save()
         return score
+
+    def _at_epoch_end(self) -> bool:
+        """Say whether an epoch, or the run, ends with the present step."""
+        return self.step % self.batches.steps_per_epoch == 0 or self.step == self.max_steps
 
     def _stop_clock(self) -> None:
         self.seconds += time.perf_counter() - self._started

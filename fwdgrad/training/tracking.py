@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import traceback
 from collections.abc import Mapping
@@ -17,28 +18,33 @@ FIELDS = ("step", "epoch", "train_loss", "val_loss", "val_accuracy", "learning_r
 
 
 class Tracker:
-    """Writes a run's numbers into its folder.
+    """Writes a run's numbers into its folder, from ``start`` on.
 
     Args:
         folder: the run folder.
-        resume_step: when a run is resumed, the step it goes on from: what was recorded after it is dropped.
     """
 
-    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self._table = folder / "metrics.csv"
-        rows = _rows_until(self._table, resume_step) if resume_step is not None else []
-        with self._table.open("w", newline="") as file:
+        self._writer: SummaryWriter | None = None
+
+    def start(self, step: int = 0) -> None:
+        """Begin to record after a step; what an earlier attempt recorded of later steps is dropped."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows = _rows_until(self._table, step) if step else []
+        partial = self._table.with_name(f".{self._table.name}.{os.getpid()}")
+        with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
             writer.writerows(rows)
-        # An event at step s belongs to the past; purge_step hides events of that step and later ones.
-        purge_step = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        partial.replace(self._table)
+        # An event at the step itself belongs to the past: purge_step hides events of that step and later ones.
+        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Send scalars, tag -> value, to TensorBoard."""
+        assert self._writer is not None
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
 
@@ -49,16 +55,18 @@ class Tracker:
 
     def finish(self, metrics: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
         """Write metrics.json, and the hyper-parameters with the final figures to TensorBoard's HParams tab."""
+        assert self._writer is not None
         write_json(self.folder / "metrics.json", metrics)
         figures = {f"hparam/{key}": value for key, value in metrics.items() if key in ("test_accuracy", "test_loss")}
         for summary in hparams_summary(dict(hparams), figures):
-            self._writer.file_writer.add_summary(summary)
+            self._writer._get_file_writer().add_summary(summary)
         for tag, value in figures.items():
             self._writer.add_scalar(tag, value, metrics["steps"])
 
     def close(self) -> None:
         """Flush what TensorBoard has not yet written."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def write_status(folder: Path, status: str, error: BaseException | None = None) -> None:
@@ -73,33 +81,13 @@ def write_status(folder: Path, status: str, error: BaseException | None = None) 
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON file that is never seen half-written."""
+    """Write a JSON file that is never seen half-written; numbers that are not finite, which JSON lacks, become null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")
     partial.replace(path)
-
-
-def write_sweep_results(sweep: Path, overrides: Mapping[str, list[str]]) -> None:
-    """Gather the jobs of a sweep in ``sweep/results.csv``: a row per job with its overrides, status and final figures.
-
-    Args:
-        sweep: folder whose subfolders are the jobs.
-        overrides: the ``key=value`` overrides of each job, by the name of its folder.
-    """
-    rows: list[dict[str, Any]] = []
-    for job in sorted(overrides, key=lambda name: (len(name), name)):
-        row: dict[str, Any] = {"job": job, **dict(item.split("=", 1) for item in overrides[job])}
-        for name in ("status.json", "metrics.json"):
-            if (sweep / job / name).is_file():
-                row |= json.loads((sweep / job / name).read_text())
-        rows.append(row)
-    fields = list(dict.fromkeys(key for row in rows for key in row))
-    partial = sweep / f".results.csv.{os.getpid()}"
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(sweep / "results.csv")
 
 
 def _rows_until(table: Path, step: int) -> list[dict[str, str]]:
