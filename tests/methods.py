@@ -1,0 +1,73 @@
+"""The table of methods. A new one is a row here and inherits every test that takes a ``method``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from fwdgrad import Backprop, Estimator, ForwardGradient
+from fwdgrad.directions import DIRECTIONS
+from fwdgrad.engines import ENGINES
+
+
+@dataclass(frozen=True)
+class Method:
+    """An estimator, and what is known about the estimates it makes."""
+
+    make: Callable[..., Estimator]
+    """``make(num_directions=1, chunk_size=None, seed=0)``."""
+    second_moment: Callable[[Tensor], Tensor]
+    """``E |estimate|^2`` with one direction, given the per-example gradients (B, P)."""
+    samples: int = 16384
+    """How many directions the test of unbiasedness can afford."""
+    tolerance: float = 1e-10
+    """Relative error of one derivative in float64."""
+    uses_autograd: bool = False
+    per_example: bool = False
+    """Every example of the batch has its own direction."""
+
+
+def shared_second_moment(excess: float, per_example: Tensor) -> Tensor:
+    """Return ``(P + excess) |g|^2`` for the mean gradient g."""
+    return (per_example.shape[1] + excess) * per_example.mean(0).square().sum()
+
+
+def per_example_second_moment(per_example: Tensor) -> Tensor:
+    batch, count = per_example.shape
+    return per_example.mean(0).square().sum() + (count - 1) / batch * per_example.square().sum(1).mean()
+
+
+SECOND_MOMENTS = {
+    "normal": partial(shared_second_moment, 2.0),
+    "rademacher": partial(shared_second_moment, 0.0),
+    "sphere": partial(shared_second_moment, 0.0),
+    "low_rank": partial(shared_second_moment, 0.0),
+    "per_example": per_example_second_moment,
+}
+# A central difference costs two evaluations for each direction, and has an error of its own.
+DIFFERENCES = {"samples": 256, "tolerance": 1e-6}
+
+
+def _backprop(num_directions: int = 1, chunk_size: int | None = None, seed: int = 0) -> Estimator:
+    return Backprop()
+
+
+def _forward_gradient(direction: str, engine: str) -> Method:
+    limits = DIFFERENCES if engine == "finite_difference" else {}
+    make = partial(ForwardGradient, direction=direction, engine=engine)
+    return Method(make, SECOND_MOMENTS[direction], per_example=direction == "per_example", **limits)
+
+
+METHODS: dict[str, Method] = {
+    "backprop": Method(_backprop, lambda g: g.mean(0).square().sum(), samples=1, uses_autograd=True),
+    **{
+        f"forward_gradient-{direction}-{engine}": _forward_gradient(direction, engine)
+        for engine in ENGINES
+        for direction in DIRECTIONS
+        if direction != "per_example" or engine == "dual"
+    },
+}
+FORWARD_METHODS = {name: method for name, method in METHODS.items() if not method.uses_autograd}

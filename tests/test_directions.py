@@ -1,0 +1,222 @@
+"""Every direction has E[v v^T] = I and the second moment that its docstring states."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import pytest
+import torch
+from samples import flatten, random
+from torch import Tensor
+
+from fwdgrad import tangents
+from fwdgrad.directions import DIRECTIONS, Direction, LowRank, Normal, PerExample, Rademacher, make_direction
+from fwdgrad.randomness import KeyedGenerator
+
+# One weight with factors, one too small for them, a vector and a scalar.
+PARAMS = {"w": random(3, 4), "small": random(2, 2), "b": random(3), "s": random()}
+COUNT = sum(param.numel() for param in PARAMS.values())
+GRADIENT = random(COUNT, seed=1)
+SHARED = {name: make for name, make in DIRECTIONS.items() if name != "per_example"}
+every_shared = pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
+
+
+class AllSigns:
+    """Stands in for a ``KeyedGenerator``: as its directions, every pattern of signs exactly once."""
+
+    def __init__(self, total: int) -> None:
+        self.indices = range(2**total)
+        self._patterns = 1 - 2 * (torch.arange(2**total).unsqueeze(1) >> torch.arange(total) & 1).double()
+        self._used = 0
+
+    def signs(self, name: str, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        self._used += count
+        return self._patterns[:, self._used - count : self._used]
+
+    def all_signs(self, counts: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        return {name: self.signs(name, count, dtype, device) for name, count in counts.items()}
+
+    def check_all_used(self) -> None:
+        assert self._used == self._patterns.shape[1]
+
+
+def vectors(direction: Direction, params: Mapping[str, Tensor], generator: KeyedGenerator | AllSigns) -> Tensor:
+    """Return the directions as rows (K, P)."""
+    drawn = direction.sample(params, generator)
+    return flatten({name: drawn[name].materialize() for name in params}, lead=1)
+
+
+def assert_identity(rows: Tensor, tolerance: float) -> None:
+    """Assert that the mean of v v^T over the rows is the identity, entry by entry."""
+    assert (rows.T @ rows / len(rows) - torch.eye(rows.shape[1])).abs().max() <= tolerance
+
+
+@every_shared
+def test_identity_covariance(make: Callable[[], Direction]) -> None:
+    # No product of two entries has a variance above 2, that of the square of a normal.
+    assert_identity(vectors(make(), PARAMS, KeyedGenerator(0, 0, range(4096))), 6 * math.sqrt(2 / 4096))
+
+
+@every_shared
+def test_a_direction_scaled_by_a_tenth_fails_the_test_of_covariance(make: Callable[[], Direction]) -> None:
+    with pytest.raises(AssertionError):
+        assert_identity(1.1 * vectors(make(), PARAMS, KeyedGenerator(0, 0, range(4096))), 6 * math.sqrt(2 / 4096))
+
+
+@every_shared
+def test_the_vectors_of_one_step_and_those_of_many_steps_have_the_same_covariance(
+    make: Callable[[], Direction],
+) -> None:
+    steps = torch.cat([vectors(make(), PARAMS, KeyedGenerator(0, step)) for step in range(2048)])
+    assert_identity(steps, 6 * math.sqrt(2 / 2048))
+
+
+def estimates_second_moment(rows: Tensor, gradient: Tensor) -> Tensor:
+    return ((rows @ gradient).square() * rows.square().sum(1)).mean()
+
+
+EXACT: dict[str, tuple[Direction, dict[str, Tensor], int, float]] = {
+    "rademacher": (Rademacher(), {"w": random(2, 3), "b": random(2)}, 8, 0.0),
+    "rank 1": (LowRank(), {"w": random(3, 4)}, 7, 0.0),
+    "rank 1 of a convolution": (LowRank(), {"w": random(3, 1, 2, 2)}, 7, 0.0),
+    "rank 1 beside dense": (LowRank(), {"w": random(3, 3), "b": random(3), "small": random(2, 2)}, 13, 0.0),
+    "rank 2": (LowRank(rank=2), {"w": random(4, 5)}, 18, 1.0),
+    "rank 2 beside dense": (LowRank(rank=2), {"b": random(1), "w": random(4, 5)}, 19, 1.0),
+}
+
+
+@pytest.mark.parametrize(("direction", "params", "signs", "excess"), EXACT.values(), ids=EXACT)
+def test_over_all_patterns_of_signs_covariance_and_second_moment_are_exact(
+    direction: Direction, params: dict[str, Tensor], signs: int, excess: float
+) -> None:
+    generator = AllSigns(signs)
+    rows = vectors(direction, params, generator)
+    generator.check_all_used()
+    assert_identity(rows, 1e-12)
+    gradients = {name: random(*param.shape, seed=2) for name, param in params.items()}
+    gradient, factored = flatten(gradients), gradients.get("w", torch.zeros(1))
+    expected = len(gradient) * gradient.square().sum() + excess * factored.square().sum()
+    torch.testing.assert_close(estimates_second_moment(rows, gradient), expected)
+
+
+def test_the_excess_of_rank_r_is_twice_one_minus_its_inverse() -> None:
+    w = {"w": random(4, 5)}
+    measured = []
+    for rank in (1, 2):
+        rows = vectors(LowRank(rank), w, AllSigns(9 * rank))
+        gradient = random(20, seed=2)
+        measured.append(estimates_second_moment(rows, gradient) / gradient.square().sum() - 20)
+    torch.testing.assert_close(torch.stack(measured), torch.tensor([0.0, 2 * (1 - 1 / 2)], dtype=torch.float64))
+
+
+def test_the_second_moment_of_normals_is_p_plus_two() -> None:
+    rows, p, n = vectors(Normal(), PARAMS, KeyedGenerator(0, 0, range(16384))), COUNT, 16384
+    # X = z^2 (z^2 + S) with z normal and S chi-squared with P - 1 degrees of freedom, in units of |g|^2.
+    square = 105 + 30 * (p - 1) + 3 * (p - 1) * (p + 1)
+    deviation = math.sqrt((square - (p + 2) ** 2) / n)
+    measured = estimates_second_moment(rows, GRADIENT) / GRADIENT.square().sum()
+    assert abs(measured - (p + 2)) <= 6 * deviation
+    with pytest.raises(AssertionError):
+        assert abs(1.1**4 * measured - (p + 2)) <= 6 * deviation
+
+
+@pytest.mark.parametrize("name", ["rademacher", "sphere", "low_rank"])
+def test_every_vector_has_the_norm_sqrt_p(name: str) -> None:
+    # Then |(g.v) v|^2 = P (g.v)^2, and E[v v^T] = I gives the second moment P |g|^2.
+    rows = vectors(DIRECTIONS[name](), PARAMS, KeyedGenerator(0, 0, range(100)))
+    torch.testing.assert_close(rows.square().sum(1), torch.full((100,), float(COUNT), dtype=torch.float64))
+
+
+def per_example_vectors(drawn: Mapping[str, tangents.PerExample], batch: int) -> Tensor:
+    """Return the vectors of all examples, shape (K, B, P)."""
+    parts = {}
+    for name, tangent in drawn.items():
+        left, right = tangent.factors(batch)
+        parts[name] = left if right is None else left.unsqueeze(-1) * right.flatten(2).unsqueeze(-2)
+    return flatten(parts, lead=2)
+
+
+def test_per_example_covariance_and_second_moment_are_exact_over_all_patterns_of_signs() -> None:
+    batch, params = 2, {"w": random(2, 3), "b": random(2)}
+    generator = AllSigns(batch * (2 + 3 + 2))
+    rows = per_example_vectors(PerExample().sample(params, generator), batch)
+    generator.check_all_used()
+    for b in range(batch):
+        assert_identity(rows[:, b], 1e-12)
+    assert (rows[:, 0].T @ rows[:, 1] / len(rows)).abs().max() < 1e-12
+    gradients = random(batch, 8, seed=2)
+    estimates = torch.einsum("kb,kbp->kp", torch.einsum("kbp,bp->kb", rows, gradients), rows) / batch
+    mean = gradients.mean(0)
+    torch.testing.assert_close(estimates.mean(0), mean)
+    expected = mean.square().sum() + (8 - 1) / batch * gradients.square().sum(1).mean()
+    torch.testing.assert_close(estimates.square().sum(1).mean(), expected)
+
+
+def test_per_example_vectors_of_keyed_signs_have_identity_covariance_and_are_independent() -> None:
+    params = {name: PARAMS[name] for name in ("w", "small", "b", "s")}
+    rows = per_example_vectors(PerExample().sample(params, KeyedGenerator(0, 0, range(2048))), 2)
+    assert_identity(rows.flatten(1), 6 * math.sqrt(2 / 2048))
+
+
+def draw(direction: Direction, params: Mapping[str, Tensor], indices: range = range(5)) -> dict[str, Tensor]:
+    drawn = direction.sample(params, KeyedGenerator(1, 2, indices))
+    values: Iterable[tuple[str, Tensor]] = (
+        (name, per_example_vectors({name: t}, 4) if isinstance(t, tangents.PerExample) else t.materialize())
+        for name, t in drawn.items()
+    )
+    return dict(values)
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_a_direction_does_not_depend_on_its_chunk(name: str) -> None:
+    together = draw(DIRECTIONS[name](), PARAMS)
+    for chunk in (range(1), range(1, 4), range(4, 5)):
+        part = draw(DIRECTIONS[name](), PARAMS, chunk)
+        assert all(torch.equal(part[key], together[key][list(chunk)]) for key in PARAMS)
+
+
+@pytest.mark.parametrize("name", [name for name in DIRECTIONS if name != "sphere"])
+def test_a_direction_does_not_depend_on_the_parameters_beside_nor_on_their_order(name: str) -> None:
+    together = draw(DIRECTIONS[name](), PARAMS)
+    for params in (dict(reversed(PARAMS.items())), {"w": PARAMS["w"]}, {"x": random(9), "w": PARAMS["w"]}):
+        assert torch.equal(draw(DIRECTIONS[name](), params)["w"], together["w"])
+
+
+def test_of_the_sphere_only_the_scale_depends_on_the_parameters_beside() -> None:
+    together = draw(DIRECTIONS["sphere"](), PARAMS)["w"]
+    ratio = together / draw(DIRECTIONS["sphere"](), {"w": PARAMS["w"]})["w"]
+    torch.testing.assert_close(ratio, ratio[:, :1, :1].expand_as(ratio))
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_vectors_have_the_dtype_and_shape_of_the_parameters(name: str, dtype: torch.dtype) -> None:
+    params = {key: param.to(dtype) for key, param in PARAMS.items()} | {"empty": torch.empty(0, 3, dtype=dtype)}
+    drawn = draw(make_direction(name), params)
+    for key, param in params.items():
+        assert drawn[key].dtype == dtype
+        assert drawn[key].shape[0] == 5
+        assert drawn[key][0].numel() in (param.numel(), 4 * param.numel())
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_parameters_that_are_not_real_floating_point_are_refused(name: str, dtype: torch.dtype) -> None:
+    with pytest.raises(
+        TypeError, match=f"parameter 'z' must be of a real floating-point dtype .*, got {dtype}; set req"
+    ):
+        make_direction(name).sample({"z": torch.ones(2, 2, dtype=dtype)}, KeyedGenerator(0, 0))
+
+
+@pytest.mark.parametrize("rank", [0, -1, True, 1.0, "2"])
+def test_a_rank_that_is_not_a_positive_integer_is_refused(rank: object) -> None:
+    with pytest.raises(ValueError, match=f"rank must be a positive integer, got {rank!r}"):
+        LowRank(rank)
+
+
+def test_factors_are_kept_only_where_they_are_fewer_than_the_entries() -> None:
+    drawn = LowRank(rank=2).sample({"w": random(4, 5), "dense": random(3, 4)}, KeyedGenerator(0, 0))
+    assert isinstance(drawn["w"], tangents.LowRank)
+    assert drawn["w"].rank == 2
+    assert isinstance(drawn["dense"], tangents.Dense)
