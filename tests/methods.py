@@ -11,6 +11,7 @@ from torch import Tensor
 from fwdgrad import Backprop, Estimator, ForwardGradient
 from fwdgrad.directions import DIRECTIONS
 from fwdgrad.engines import ENGINES
+from fwdgrad.estimators import ActivityPerturbation
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,18 @@ class Method:
     make: Callable[..., Estimator]
     """``make(num_directions=1, chunk_size=None, seed=0)``."""
     second_moment: Callable[[Tensor], Tensor]
-    """``E |estimate|^2`` with one direction, given the per-example gradients (B, P)."""
+    """``E |estimate|^2`` with one direction, or a bound of it, given the per-example gradients (B, P)."""
     samples: int = 16384
     """How many directions the test of unbiasedness can afford."""
+    steps: int = 1
+    """Over how many steps it draws them."""
     tolerance: float = 1e-10
     """Relative error of one derivative in float64."""
     uses_autograd: bool = False
     per_example: bool = False
-    """Every example of the batch has its own direction."""
+    """Every example of the batch has its own direction, so that none may depend on another."""
+    needs_every_parameter: bool = False
+    """A trainable parameter that takes no part in the loss is an error."""
 
 
 def shared_second_moment(excess: float, per_example: Tensor) -> Tensor:
@@ -55,14 +60,24 @@ def _backprop(num_directions: int = 1, chunk_size: int | None = None, seed: int 
     return Backprop()
 
 
+def _activity(num_directions: int = 1, chunk_size: int | None = None, seed: int = 0, space: str = "auto") -> Estimator:
+    return ActivityPerturbation(num_directions, exact_output=False, space=space, seed=seed)
+
+
 def _forward_gradient(direction: str, engine: str) -> Method:
     limits = DIFFERENCES if engine == "finite_difference" else {}
     make = partial(ForwardGradient, direction=direction, engine=engine)
-    return Method(make, SECOND_MOMENTS[direction], per_example=direction == "per_example", **limits)
+    per_example = direction == "per_example"
+    return Method(make, SECOND_MOMENTS[direction], per_example=per_example, needs_every_parameter=per_example, **limits)
 
 
 METHODS: dict[str, Method] = {
     "backprop": Method(_backprop, lambda g: g.mean(0).square().sum(), samples=1, uses_autograd=True),
+    # Signs on n outputs of each example instead of P weights: the second moment has n in the place of P.
+    "activity": Method(_activity, per_example_second_moment, samples=1024, steps=1024, per_example=True),
+    "activity-everywhere": Method(
+        partial(_activity, space="activity"), per_example_second_moment, samples=1024, steps=1024, per_example=True
+    ),
     **{
         f"forward_gradient-{direction}-{engine}": _forward_gradient(direction, engine)
         for engine in ENGINES

@@ -32,8 +32,10 @@ def per_example_gradients(model: nn.Module, closure: Closure) -> Tensor:
 def assert_unbiased(method: Method, model: nn.Module, closure: Closure) -> None:
     """Assert that a mean of N one-direction estimates is within six standard deviations of the gradient."""
     per_example = per_example_gradients(model, closure)
-    method.make(num_directions=method.samples, chunk_size=512)(model, closure)
-    estimate, gradient = flatten(gradients(model)), per_example.mean(0)
+    estimator = method.make(num_directions=method.samples // method.steps, chunk_size=512)
+    for _ in range(method.steps):
+        estimator(model, closure)
+    estimate, gradient = flatten(gradients(model)) / method.steps, per_example.mean(0)
     variance = (method.second_moment(per_example) - gradient.square().sum()).clamp_min(0) / method.samples
     assert (estimate - gradient).norm() <= 6 * variance.sqrt() + method.tolerance * gradient.norm()
 
@@ -155,7 +157,7 @@ def test_a_parameter_that_takes_no_part_in_the_loss(method: Method) -> None:
     model, closure = samples.mlp()
     model.append(nn.Linear(2, 2).double())
     used = model[:3]
-    if method.per_example:
+    if method.needs_every_parameter:
         with pytest.raises(RuntimeError, match="never used: its parameter took no part in the loss"):
             method.make()(model, lambda m: closure(used))
         return
