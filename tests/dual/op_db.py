@@ -38,6 +38,8 @@ STEP = 1e-5
 NUM_DIRECTIONS = 2
 ORDER = ("rule", "fallback", "refused", "FAIL")
 
+_TOLERANCES = {torch.float64: RTOL, torch.complex128: RTOL, torch.float32: 1e-3, torch.complex64: 1e-3}
+_TOLERANCES |= dict.fromkeys((torch.float16, torch.bfloat16, torch.complex32), 2e-2)
 POOLED = 40  # samples are drawn evenly from the first so many of an entry
 
 
@@ -187,7 +189,9 @@ def _examine_sample(sample: Sample, report: Report, forward: bool) -> None:
         report.meet("refused", str(error).splitlines()[0][:200])
         return
     except Exception as error:
-        report.meet("FAIL", f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''} ({where})")
+        report.meet(
+            "FAIL", f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''} ({where})"
+        )
         return
     used = {name for name, count in fallback_counts().items() if count > before.get(name, 0)}
     if used:
@@ -283,7 +287,7 @@ def _compare_tangents(
             if t is not None:
                 return f"output {i} has no derivative, but a tangent"
             continue
-        loose = u.dtype not in (torch.float64, torch.complex128)
+        tolerance = max(_TOLERANCES[x.dtype] for x in (u, *vs))
         for k in range(NUM_DIRECTIONS):
             ours = 0.0 if t is None else _inner(u, t[k])
             if reverse is not None:
@@ -291,8 +295,8 @@ def _compare_tangents(
                 if ours == value:
                     continue
                 error = abs(ours - value) / max(size, 1e-3)
-                if error <= (2e-2 if loose else RTOL):
-                    report.error = max(report.error, 0.0 if loose else error)
+                if error <= tolerance:
+                    report.error = max(report.error, error if tolerance == RTOL else 0.0)
                     continue
             if quotients is None:
                 quotients = [_differences(sample, [v[j] for v in vs]) for j in range(NUM_DIRECTIONS)]

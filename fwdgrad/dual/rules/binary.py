@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwdgrad.dual.forms import align, attach, binary, nondifferentiable
+from fwdgrad.dual.forms import align, attach, binary, composite, nondifferentiable
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import dual, tangent
 
@@ -30,6 +30,9 @@ binary(torch.ldexp, lambda x, y, z: 2.0**y, lambda x, y, z: z * math.log(2))
 binary(torch.fmod, lambda x, y, z: 1, lambda x, y, z: -torch.div(x, y, rounding_mode="trunc"))
 binary(torch.remainder, lambda x, y, z: 1, lambda x, y, z: -torch.div(x, y, rounding_mode="floor"))
 binary(torch.copysign, lambda x, y, z: torch.where(x == 0, 0.0, torch.sign(x) * torch.sign(z)), None)
+
+
+binary(torch.nextafter, lambda x, y, z: torch.ne(x, y), lambda x, y, z: torch.eq(x, y))
 
 
 def _larger(x: Any, y: Any, z: Tensor) -> Tensor:
@@ -102,18 +105,16 @@ binary(torch.pow, _by_base, _by_exponent)
 binary(torch.float_power, _by_base, _by_exponent)
 
 
-@rule(Tensor.__rpow__)
+@composite(Tensor.__rpow__)
 def rpow(input: Tensor, other: Any) -> Tensor:
-    """Push the tangent of y^x."""
-    z, t = torch.pow(other, input), tangent(input)
-    return attach(z, None if t is None else t * _by_exponent(other, input, z))
+    """Write y^x."""
+    return torch.pow(other, input)
 
 
-@rule(Tensor.__rmod__)
+@composite(Tensor.__rmod__)
 def rmod(input: Tensor, other: Any) -> Tensor:
-    """Push the tangent of y % x."""
-    z, t = torch.remainder(other, input), tangent(input)
-    return attach(z, None if t is None else t * -torch.div(other, input, rounding_mode="floor"))
+    """Write y % x."""
+    return torch.remainder(other, input)
 
 
 @rule(torch.where)
@@ -162,4 +163,4 @@ def clamp_max(input: Tensor, max: Any) -> Tensor:
     return clamp(input, max=max)
 
 
-nondifferentiable(torch.nextafter, torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.gcd, torch.lcm)
+nondifferentiable(torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.gcd, torch.lcm)

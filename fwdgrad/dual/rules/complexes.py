@@ -56,5 +56,3 @@ def polar(abs: Tensor, angle: Tensor) -> Tensor:
         turned = align(ta, z.dim()) * (1j * z)
         t = turned if t is None else t + turned
     return attach(z, t)
-
-

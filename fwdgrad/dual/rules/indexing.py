@@ -105,5 +105,3 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
 def unsafe_index(input: Tensor, indices: Any) -> Tensor:
     """Write x[indices]; None stands for a whole dimension."""
     return input[tuple(slice(None) if i is None else i for i in indices)]
-
-

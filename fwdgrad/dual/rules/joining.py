@@ -106,9 +106,7 @@ def meshgrid(*tensors: Any, indexing: str | None = None) -> tuple[Tensor, ...]:
     if swap:
         vectors[:2] = vectors[1], vectors[0]
     shape = [x.shape[0] for x in vectors]
-    grids = [
-        x.reshape([-1 if i == j else 1 for j in range(len(vectors))]).expand(shape) for i, x in enumerate(vectors)
-    ]
+    grids = [x.reshape([-1 if i == j else 1 for j in range(len(vectors))]).expand(shape) for i, x in enumerate(vectors)]
     if swap:
         grids[:2] = grids[1], grids[0]
     return tuple(grids)

@@ -65,7 +65,8 @@ def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6,
     n = difference.dim()
     moved = total(None if t1 is None else align(t1, n), None if t2 is None else -align(t2, n))
     assert moved is not None
-    return dual(y, (w * moved).sum(-1, keepdim))
+    pushed = (w.conj() * moved).sum(-1, keepdim)
+    return dual(y, pushed.real if pushed.is_complex() else pushed)
 
 
 @rule(torch.cdist)
@@ -99,9 +100,9 @@ def _norm_gradient(x: Tensor, p: float) -> Tensor:
     if p == 0:
         return torch.zeros_like(x)
     if p == 1:
-        return x.sign()
+        return x.sgn()
     norm = torch.linalg.vector_norm(x, p, dim=-1, keepdim=True)
     if math.isinf(p):
-        return x.sign() * (x.abs() == norm)
+        return x.sgn() * (x.abs() == norm)
     ratio = x.abs() / norm.masked_fill(norm == 0, 1)
-    return x.sign() * torch.where(x == 0, 0.0, ratio ** (p - 1))
+    return x.sgn() * torch.where(x == 0, 0.0, ratio ** (p - 1))

@@ -30,13 +30,17 @@ def scatter(
 ) -> Tensor:
     """Write tangents to the places of the index, or add or multiply there."""
     src = value if src is None else src
-    y = torch.scatter(input, dim, index, src) if reduce is None else torch.scatter(input, dim, index, src, reduce=reduce)
+    y = (
+        torch.scatter(input, dim, index, src)
+        if reduce is None
+        else torch.scatter(input, dim, index, src, reduce=reduce)
+    )
     if tangent(input) is None and tangent(src) is None:
         return y
     if not isinstance(src, Tensor) or src.dim() < index.dim():
         src = _spread(src, input, index)
     if reduce is not None:
-        return dual(y, _reduced(input, dim, index, src, _NAMES[reduce], True, y))
+        return dual(y, reduced(input, dim, index, src, _NAMES[reduce], True, y))
     tx, ts = pair(input, src)  # type: ignore[misc]
     return dual(y, _along(torch.Tensor.scatter, tx, dim, index, ts))
 
@@ -65,7 +69,7 @@ def scatter_reduce(
     y = torch.scatter_reduce(input, dim, index, src, reduce, include_self=include_self)
     if tangent(input) is None and tangent(src) is None:
         return y
-    return dual(y, _reduced(input, dim, index, src, reduce, include_self, y))
+    return dual(y, reduced(input, dim, index, src, reduce, include_self, y))
 
 
 @rule(torch.index_reduce)
@@ -80,7 +84,7 @@ def index_reduce(
     if shape:
         shape[dim] = -1
     places = index.reshape(shape).expand(source.shape)
-    return dual(y, _reduced(input, dim, places, source, reduce, include_self, y))
+    return dual(y, reduced(input, dim, places, source, reduce, include_self, y))
 
 
 def _along(method: Any, a: Tensor, dim: int, index: Tensor, b: Tensor) -> Tensor:
@@ -90,9 +94,7 @@ def _along(method: Any, a: Tensor, dim: int, index: Tensor, b: Tensor) -> Tensor
     return method(a, shift(dim), index.expand(a.shape[0], *index.shape), b)
 
 
-def _reduced(
-    input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, include_self: bool, y: Tensor
-) -> Tensor:
+def reduced(input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, include_self: bool, y: Tensor) -> Tensor:
     tx, ts = pair(input, src)  # type: ignore[misc]
     x, s = input.detach(), src.detach()
     s = s[tuple(slice(n) for n in index.shape)] if s.shape != index.shape else s

@@ -59,9 +59,7 @@ jointly_linear(torch.diagonal_scatter)
 
 
 @composite(torch.as_strided_scatter)
-def as_strided_scatter(
-    input: Tensor, src: Tensor, size: Any, stride: Any, storage_offset: int | None = None
-) -> Tensor:
+def as_strided_scatter(input: Tensor, src: Tensor, size: Any, stride: Any, storage_offset: int | None = None) -> Tensor:
     """Write a part, addressed by strides, into a copy."""
     out = torch.empty_strided(input.shape, input.stride(), dtype=input.dtype, device=input.device)
     out.copy_(input)

@@ -16,16 +16,18 @@ from fwdgrad.dual.tensor import dual, tangent
 def _softmax(y: Tensor, t: Tensor | None, dim: int) -> Tensor:
     if t is None:
         return y
+    if y.dim() == 0:
+        return dual(y, torch.zeros_like(t))
     p = t * y
-    d = shift(dim) if y.dim() else dim
-    return dual(y, torch.addcmul(p, p.sum(d, keepdim=True), y, value=-1))
+    return dual(y, torch.addcmul(p, p.sum(shift(dim), keepdim=True), y, value=-1))
 
 
 def _log_softmax(y: Tensor, t: Tensor | None, dim: int) -> Tensor:
     if t is None:
         return y
-    d = shift(dim) if y.dim() else dim
-    return dual(y, t - (t * torch.exp(y)).sum(d, keepdim=True))
+    if y.dim() == 0:
+        return dual(y, torch.zeros_like(t))
+    return dual(y, t - (t * torch.exp(y)).sum(shift(dim), keepdim=True))
 
 
 @rule(torch.softmax)
