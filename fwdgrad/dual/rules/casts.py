@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fwdgrad.dual.registry import register
@@ -27,8 +26,20 @@ def _casting(function: Callable[..., Any]) -> None:
     register(handler, function)
 
 
-for _name in """to type type_as float double half bfloat16 cfloat cdouble chalf cpu cuda xpu ipu
-""".split():
+for _name in (
+    "to",
+    "type",
+    "type_as",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "cfloat",
+    "cdouble",
+    "chalf",
+    "cpu",
+    "cuda",
+    "xpu",
+):
     if hasattr(Tensor, _name):
         _casting(getattr(Tensor, _name))
-_casting(torch._to_copy if hasattr(torch, "_to_copy") else Tensor.to)

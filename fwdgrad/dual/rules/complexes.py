@@ -1,5 +1,7 @@
-"""Complex numbers: their parts, and what is made of parts. A tangent of complex numbers is a complex number; all of
-these are linear over the reals, but for ``polar``."""
+"""Complex numbers: their parts, and what is made of parts.
+
+A tangent of complex numbers is a complex number; all of these are linear over the reals, but for ``polar``.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,13 @@ from torch import Tensor
 
 from fwdgrad.dual.forms import align, attach, linear
 from fwdgrad.dual.registry import rule
+from fwdgrad.dual.rules.shapes import attribute
 from fwdgrad.dual.tensor import tangent, view_of
 
 linear(torch.real, batched=torch.real)
 linear(torch.imag, batched=torch.imag)
-linear(Tensor.real.__get__, batched=torch.real)
-linear(Tensor.imag.__get__, batched=torch.imag)
+linear(attribute("real"), batched=torch.real)
+linear(attribute("imag"), batched=torch.imag)
 linear(torch.view_as_real, batched=lambda t: torch.view_as_real(t.resolve_conj()))
 linear(torch.conj, batched=torch.conj)
 linear(torch.conj_physical, batched=torch.conj_physical)
@@ -38,12 +41,10 @@ def complex_(real: Tensor, imag: Tensor) -> Tensor:
     tr, ti = tangent(real), tangent(imag)
     if tr is None and ti is None:
         return z
-    n = z.dim()
-    tr = torch.zeros_like(ti) if tr is None else align(tr, n)
-    ti = torch.zeros_like(tr) if ti is None else align(ti, n)
-    if tr.dim() != ti.dim():
-        tr, ti = align(tr, n), align(ti, n)
-    return attach(z, torch.complex(*torch.broadcast_tensors(tr, ti)).contiguous())
+    parts = [None if t is None else align(t, z.dim()) for t in (tr, ti)]
+    like = next(part for part in parts if part is not None)
+    filled = torch.broadcast_tensors(*[torch.zeros_like(like) if part is None else part for part in parts])
+    return attach(z, torch.complex(*[part.contiguous() for part in filled]))
 
 
 @rule(torch.polar)

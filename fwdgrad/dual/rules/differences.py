@@ -94,7 +94,7 @@ def segment_reduce(
     unsafe: bool = False,
     initial: Any = None,
 ) -> Tensor:
-    """Do a scatter reduction with the number of its segment as the index of each entry (``axis`` arrives as ``dim``)."""
+    """Do a scatter reduction with the number of its segment as the index of each entry (``axis`` is ``dim`` here)."""
     y = torch.segment_reduce(
         data, reduce, lengths=lengths, indices=indices, offsets=offsets, axis=dim, unsafe=unsafe, initial=initial
     )

@@ -47,13 +47,13 @@ for _kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft"):
 _shifting(torch.fft.fftshift)
 _shifting(torch.fft.ifftshift)
 
-multilinear(torch._VF.stft, arguments=(0, 4))  # in the signal and in the window; torch.stft pads, and calls this
+multilinear(getattr(torch._VF, "stft"), arguments=(0, 4))  # noqa: B009 - linear in the signal and in the window; torch.stft pads, and calls this
 _with_window = make_fallback(torch.istft, "torch.istft")
 
 
 @rule(torch.istft)
 def istft(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Transform the tangents. In the window, by whose square it divides, it is not linear: PyTorch's formula does that."""
+    """Transform the tangents. By the window, whose square divides, the fallback is used."""
     if any(tangent(a) is not None for a in (*args, *kwargs.values())):
         return _with_window(input, *args, **kwargs)
     y, t = torch.istft(input, *args, **kwargs), tangent(input)

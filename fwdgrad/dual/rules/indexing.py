@@ -1,4 +1,4 @@
-"""Reading and writing by index: x[i], x[i] = y, and the functions that select. The tangent is indexed in the same way."""
+"""Reading and writing by index: x[i], x[i] = y, and the functions that select. The tangent is indexed likewise."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def _pieces(tensors: Sequence[Tensor]) -> list[Tensor] | None:
 @rule(torch.cat)
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join the tangents. Empty vectors among tensors of more dimensions are passed over, as torch.cat does."""
-    y = torch.cat(tensors, dim)
+    y = torch.cat(list(tensors), dim)
     pieces = _pieces(tensors)
     if pieces is None:
         return y
@@ -39,7 +39,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 @rule(torch.stack)
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Stack the tangents."""
-    y = torch.stack(tensors, dim)
+    y = torch.stack(list(tensors), dim)
     pieces = _pieces(tensors)
     return y if pieces is None else dual(y, torch.stack(pieces, shift(dim)))
 
@@ -84,7 +84,7 @@ def column_stack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.reshape(x.numel(), 1) if x.dim() <= 1 else x for x in tensors], 1)
 
 
-@composite(torch._C._VariableFunctions.block_diag)
+@composite(getattr(torch._VF, "block_diag"))  # noqa: B009 - mypy does not know it
 def block_diag(tensors: Sequence[Tensor]) -> Tensor:
     """Write the matrices on the diagonal of a matrix of zeros."""
     blocks = [torch.atleast_2d(x) for x in tensors]
@@ -97,7 +97,7 @@ def block_diag(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(rows, 0)
 
 
-@composite(torch.meshgrid, torch._VF.meshgrid)
+@composite(torch.meshgrid, getattr(torch._VF, "meshgrid"))  # noqa: B009
 def meshgrid(*tensors: Any, indexing: str | None = None) -> tuple[Tensor, ...]:
     """Write each vector as expanded along the dimensions of the others; "xy" has the second in front of the first."""
     listed = tensors[0] if len(tensors) == 1 and not isinstance(tensors[0], Tensor) else tensors
@@ -112,7 +112,7 @@ def meshgrid(*tensors: Any, indexing: str | None = None) -> tuple[Tensor, ...]:
     return tuple(grids)
 
 
-@composite(torch._VF.cartesian_prod)
+@composite(getattr(torch._VF, "cartesian_prod"))  # noqa: B009
 def cartesian_prod(tensors: Sequence[Tensor]) -> Tensor:
     """Write all tuples of entries, one from each vector."""
     if len(tensors) == 1:

@@ -14,7 +14,7 @@ from fwdgrad.dual.tensor import dual, tangent
 
 
 def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[int, ...] | None, bool, Any]:
-    """Return (dims, keepdim, correction) of the overloads (unbiased), (dim, unbiased, keepdim), (dim, *, correction)."""
+    """Return (dims, keepdim, correction) of (unbiased), (dim, unbiased, keepdim), (dim, *, correction)."""
     given = dict(kwargs)
     names = ("unbiased",) if args and isinstance(args[0], bool) else ("dim", "unbiased", "keepdim")
     given.update(zip(names, args, strict=False))
@@ -91,7 +91,7 @@ def cov(
     total: Any = x.shape[1] if w is None else w.sum()
     mean = x.mean(1, keepdim=True) if w is None else (x * w).sum(1, keepdim=True) / total
     free = total - correction
-    if aweights is not None and correction != 0:
+    if w is not None and aweights is not None and correction != 0:
         free = total - correction * (w * aweights).sum() / total
     if float(free) <= 0:
         free = 0 * free

@@ -4,8 +4,8 @@ Every reduction is brought to one form. To each entry e of the result belongs a 
 are sent there and, with ``include_self``, the entry of the input. With sums over a group written as scatter_add:
 
     sum, mean   dy_e = sum of t over the group (over its size)
-    prod        dy_e = y_e sum of t / x; where the group holds one zero, the tangent at the zero times the product of the
-                others; where it holds two, 0
+    prod        dy_e = y_e sum of t / x; where the group holds one zero, the tangent at the zero times the product of
+                the others; where it holds two, 0
     amax, amin  dy_e = mean of t over those entries of the group that are equal to y_e
 """
 
@@ -95,6 +95,7 @@ def _along(method: Any, a: Tensor, dim: int, index: Tensor, b: Tensor) -> Tensor
 
 
 def reduced(input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, include_self: bool, y: Tensor) -> Tensor:
+    """Return the tangents of a scatter reduction with the result y."""
     tx, ts = pair(input, src)  # type: ignore[misc]
     x, s = input.detach(), src.detach()
     s = s[tuple(slice(n) for n in index.shape)] if s.shape != index.shape else s

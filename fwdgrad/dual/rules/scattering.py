@@ -1,4 +1,4 @@
-"""Writing to chosen places: index_add and its kind, scatter, masked_fill, put. Linear in the tensor and what is written.
+"""Writing to chosen places: index_add and its kind, scatter, masked_fill, put. Linear in both tensors.
 
 The reductions of scatter that are not linear ("prod", "amax", ...) are in ``scatter_reductions``.
 """

@@ -24,10 +24,11 @@ def _reshaping(function: Callable[..., Any], *aliases: Any) -> None:
     register(handler, function, *aliases)
 
 
+_function: Any
 for _function in (Tensor.reshape, Tensor.reshape_as, torch.squeeze, torch.unsqueeze, torch.flatten, torch.ravel):
     _reshaping(_function)
 _reshaping(Tensor.view_as)
-for _function in (torch._C._VariableFunctions.unflatten, torch._C.TensorBase.unflatten):
+for _function in (torch.unflatten, torch._C.TensorBase.unflatten):
     _reshaping(_function)
 
 
@@ -75,16 +76,21 @@ linear(
 )
 
 
+def attribute(name: str) -> Any:
+    """Return what PyTorch dispatches on when an attribute of a tensor is read."""
+    return getattr(Tensor, name).__get__
+
+
 def _t(t: Tensor) -> Tensor:
     return t.view(t.shape) if t.dim() < 3 else t.transpose(1, 2)
 
 
 linear(torch.t, batched=_t)
 linear(torch.adjoint, batched=lambda t: t.mH)
-linear(Tensor.T.__get__, batched=lambda t: t.permute(0, *reversed(range(1, t.dim()))))
-linear(Tensor.mT.__get__, batched=lambda t: t.mT)
-linear(Tensor.mH.__get__, batched=lambda t: t.mH)
-linear(Tensor.H.__get__, batched=lambda t: t.mH)
+linear(attribute("T"), batched=lambda t: t.permute(0, *reversed(range(1, t.dim()))))
+linear(attribute("mT"), batched=lambda t: t.mT)
+linear(attribute("mH"), batched=lambda t: t.mH)
+linear(attribute("H"), batched=lambda t: t.mH)
 
 # Sizes.
 
@@ -102,7 +108,7 @@ for _function in (Tensor.expand, Tensor.expand_as, torch.broadcast_to):
     _expanding(_function)
 
 
-@composite(torch._VF.broadcast_tensors)
+@composite(getattr(torch._VF, "broadcast_tensors"))  # noqa: B009 - mypy does not know it
 def broadcast_tensors(tensors: Any) -> list[Tensor]:
     """Write each as an expansion to the common shape."""
     shape = torch.broadcast_shapes(*[x.shape for x in tensors])
@@ -133,8 +139,9 @@ def _copying(name: str) -> None:
         return out.clone() if isinstance(out, Tensor) else type(out)([piece.clone() for piece in out])
 
 
-for _name in """as_strided diagonal expand permute select split_with_sizes squeeze t transpose unbind unfold unsqueeze
-view narrow split view_as_real view_as_complex""".split():
+for _name in ("as_strided", "diagonal", "expand", "permute", "select", "split", "split_with_sizes", "squeeze", "t"):
+    _copying(_name)
+for _name in ("transpose", "unbind", "unfold", "unsqueeze", "view", "narrow", "view_as_real", "view_as_complex"):
     _copying(_name)
 linear(torch.alias_copy, batched=torch.alias_copy)
 linear(torch.slice_copy)

@@ -17,13 +17,16 @@ linear(torch.select, batched=lambda t, dim, index: t.select(shift(dim), index))
 linear(torch.unbind, batched=lambda t, dim=0: t.unbind(shift(dim)))
 linear(torch.chunk, batched=lambda t, chunks, dim=0: t.chunk(chunks, shift(dim)))
 linear(torch.unsafe_chunk, batched=lambda t, chunks, dim=0: t.chunk(chunks, shift(dim)))
-linear(torch._VF.split, batched=lambda t, split_size, dim=0: t.split(split_size, shift(dim)))
+linear(
+    getattr(torch._VF, "split"),  # noqa: B009 - mypy does not know it
+    batched=lambda t, split_size, dim=0: t.split(split_size, shift(dim)),
+)
 linear(torch.split_with_sizes, batched=lambda t, split_sizes, dim=0: t.split(split_sizes, shift(dim)))
 linear(torch.unsafe_split, batched=lambda t, split_size, dim=0: t.split(split_size, shift(dim)))
 linear(torch.unsafe_split_with_sizes, batched=lambda t, split_sizes, dim=0: t.split(split_sizes, shift(dim)))
 
 
-def _tensor_split(t: Tensor, *args: Any, dim: int = 0, **kwargs: Any) -> Any:
+def _tensor_split(t: Any, *args: Any, dim: int = 0, **kwargs: Any) -> Any:
     if len(args) > 1:
         args, dim = args[:1], args[1]
     return t.tensor_split(*args, dim=shift(dim), **kwargs)
@@ -63,7 +66,8 @@ def as_strided_scatter(input: Tensor, src: Tensor, size: Any, stride: Any, stora
     """Write a part, addressed by strides, into a copy."""
     out = torch.empty_strided(input.shape, input.stride(), dtype=input.dtype, device=input.device)
     out.copy_(input)
-    return _write_strided(out, src, size, stride, (storage_offset or 0) - input.storage_offset())
+    start = int(input.storage_offset())
+    return _write_strided(out, src, size, stride, 0 if storage_offset is None else storage_offset - start)
 
 
 def _write_strided(out: Tensor, src: Tensor, size: Any, stride: Any, offset: int) -> Tensor:
@@ -73,7 +77,7 @@ def _write_strided(out: Tensor, src: Tensor, size: Any, stride: Any, offset: int
 
 @rule(torch.as_strided)
 def as_strided(input: Tensor, size: Any, stride: Any, storage_offset: int | None = None) -> Tensor:
-    """Lay the tangents out as the input is, and address them in the same way. Memory outside of the input is refused."""
+    """Lay the tangents out as the input is, and address them likewise; memory outside of it is refused."""
     y = torch.as_strided(input, size, stride, storage_offset)
     t = tangent(input)
     if t is None:
@@ -89,8 +93,8 @@ def strided_tangents(input: Tensor, t: Tensor, y: Tensor) -> Tensor:
     in_root = 0 <= y.storage_offset() - root.storage_offset() <= _extent(root) - _extent(y)
     if y.numel() and (offset < 0 or offset + _extent(y) > extent or not in_root):
         raise DualError(
-            "as_strided: the result reaches outside of the tensor it is called on, whose tangents end there; call it on "
-            "the tensor that this one is a part of"
+            "as_strided: the result reaches outside of the tensor it is called on, whose tangents end "
+            "there; call it on the tensor that this one is a part of"
         )
     count = t.shape[0]
     laid = t.new_zeros(count, max(extent, 1))
