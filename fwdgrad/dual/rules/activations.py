@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fwdgrad.dual.forms import composite, pointwise
 from fwdgrad.dual.inplace import own_or_none
-from fwdgrad.dual.registry import register, rule
+from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import dual, tangent
 
 _aten = torch.ops.aten
@@ -115,15 +115,8 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 @composite(torch.prelu)
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """Write x where x > 0, else w x, with one w for each channel (dimension 1) or one for all."""
-    if weight.numel() != 1 or weight.dim() > 1:
-        weight = weight.reshape(-1, *(1,) * (input.dim() - 2)) if input.dim() > 1 else weight
+    if input.dim() < 2 or weight.numel() == 1:
+        weight = weight.reshape(()) if weight.numel() == 1 else weight
+    else:
+        weight = weight.reshape(-1, *(1,) * (input.dim() - 2))
     return torch.where(input > 0, input, weight * input)
-
-
-def _rrelu(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Draw a slope for each negative entry (in training), and push the tangents through the same slopes."""
-    y, t = torch.rrelu(input, *args, **kwargs), tangent(input)
-    return y if t is None else dual(y, t * torch.where(input >= 0, 1.0, y / torch.where(input == 0, 1.0, input)))
-
-
-register(_rrelu, torch.rrelu)
