@@ -59,7 +59,7 @@ def _draw_losses(
         chosen = _thin(len(run.values))
         xs, ys = abscissa(run)[chosen], run.values.numpy()[chosen] - offset
         exact = run.seed is None
-        axis.plot(xs, ys, color=COLORS[run.method], linewidth=1.7 if exact else 0.8, zorder=2 if exact else 3)
+        axis.plot(xs, ys, color=COLORS[run.method], linewidth=2.2 if exact else 0.8, zorder=2 if exact else 3)
         if run.diverged:
             axis.plot(xs[-1], ys[-1], "x", color=COLORS[run.method], zorder=4)
     if problem.minimum is not None or all(bool((run.values > 0).all()) for run in runs):
@@ -96,7 +96,7 @@ def _draw_plane(axis: Axes, problem: Problem, runs: Sequence[Run]) -> None:
         assert run.path is not None
         points = run.path.numpy()[_thin(len(run.path))]
         exact = run.seed is None
-        axis.plot(*points.T, color=COLORS[run.method], linewidth=1.7 if exact else 0.8, zorder=4 if exact else 3)
+        axis.plot(*points.T, color=COLORS[run.method], linewidth=2.2 if exact else 0.8, zorder=3 if exact else 4)
     axis.plot(*problem.start.numpy(), "o", color="black", markersize=5, zorder=6, linestyle="", label="start")
     axis.plot(*minimizers.T, "*", color="#ffd21f", markeredgecolor="black", markersize=12, zorder=5, label="minimum")
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="$x_1$", ylabel="$x_2$")
