@@ -9,23 +9,23 @@ mode fails, central differences decide. An entry is then
     fallback  right on every sample, but at least once by PyTorch's forward mode
     refused   a DualError on at least one sample (never a wrong number)
     FAIL      a wrong tangent, or an error that is not a refusal
+    untested  none of its samples can be differentiated here
 
 PyTorch's own forward mode is put through the same comparison.
 """
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from checks import _assert_own_memory
+from op_samples import Sample, dtypes_of, name_of, samples_of
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from fwdgrad.dual.api import plain
 from fwdgrad.dual.fallback import fallback_counts
@@ -34,22 +34,13 @@ from fwdgrad.dual.tensor import DualError, seed, tangent
 
 RTOL = 1e-7
 DIFFERENCE_RTOL = 1e-4
-STEPS = (1e-5, 1e-6, 1e-7)  # the smaller ones where a kink is near
+STEPS = (1e-5, 1e-6, 1e-7, 1e-8)  # the smaller ones where a kink is near
 NUM_DIRECTIONS = 2
-ORDER = ("rule", "fallback", "refused", "FAIL")
+ALONE = 4  # up to so many inputs are also differentiated by one at a time
+ORDER = ("rule", "fallback", "refused", "FAIL", "untested")
 
 _TOLERANCES = {torch.float64: RTOL, torch.complex128: RTOL, torch.float32: 1e-3, torch.complex64: 1e-3}
 _TOLERANCES |= dict.fromkeys((torch.float16, torch.bfloat16, torch.complex32), 2e-2)
-POOLED = 40  # samples are drawn evenly from the first so many of an entry
-
-
-@dataclass
-class Sample:
-    """A function of some differentiable tensors, as an entry's sample input and a way to call it define it."""
-
-    function: Callable[..., Any]
-    inputs: tuple[Tensor, ...]
-    text: str
 
 
 @dataclass
@@ -73,80 +64,6 @@ class Report:
             self.notes.append(note)
 
 
-def entries() -> list[Any]:
-    """Return the entries of the database that are differentiable in float64 or complex128 on the CPU."""
-    return [op for op in op_db if op.supports_autograd and dtypes_of(op)]
-
-
-def dtypes_of(op: Any) -> list[torch.dtype]:
-    """Return those of float64 and complex128 that an entry can be differentiated in."""
-    supported = op.supported_backward_dtypes("cpu")
-    return [dtype for dtype in (torch.float64, torch.complex128) if dtype in supported]
-
-
-def name_of(op: Any) -> str:
-    """Return the name of an entry with that of its variant."""
-    return str(op.name + (f".{op.variant_test_name}" if op.variant_test_name else ""))
-
-
-def samples_of(op: Any, dtype: torch.dtype, limit: int | None, variants: bool = True) -> Iterator[Sample]:
-    """Yield the samples of an entry, each called as a function, as a method and in place where these exist.
-
-    Args:
-        op: the entry.
-        dtype: of the inputs.
-        limit: how many sample inputs to take, evenly from the first 40; None: all.
-        variants: whether to add methods and in-place calls.
-    """
-    torch.manual_seed(0)
-    found = op.sample_inputs("cpu", dtype, requires_grad=True)
-    if limit is not None:
-        found = list(itertools.islice(found, POOLED))
-        found = [found[i * len(found) // limit] for i in range(limit)] if len(found) > limit else found
-    for i, sample in enumerate(found):
-        for kind, call in _calls(op, sample, variants and (limit is not None or i < 10)):
-            made = _as_function(op, call, sample, kind)
-            if made is not None:
-                yield made
-
-
-def _calls(op: Any, sample: Any, variants: bool) -> Iterator[tuple[str, Callable[..., Any]]]:
-    yield "function", lambda *args, **kwargs: op.gradcheck_wrapper(op.op, *args, **kwargs)
-    if not variants or not isinstance(sample.input, Tensor):
-        return
-    if op.method_variant is not None and op.method_variant is not op.op:
-        yield "method", lambda *args, **kwargs: op.gradcheck_wrapper(op.method_variant, *args, **kwargs)
-    if op.inplace_variant is not None and not sample.broadcasts_input and op.supports_inplace_autograd:
-
-        def in_place(input: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return op.gradcheck_wrapper(op.inplace_variant, input.clone(), *args, **kwargs)
-
-        yield "in place", in_place
-
-
-def _as_function(op: Any, call: Callable[..., Any], sample: Any, kind: str) -> Sample | None:
-    flat, spec = tree_flatten((sample.input, sample.args, sample.kwargs))
-    places = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    if not places or any(flat[i].layout is not torch.strided for i in places):
-        return None
-    constants = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in flat]
-
-    def function(*inputs: Tensor) -> Any:
-        leaves = list(constants)
-        for place, value in zip(places, inputs, strict=True):
-            leaves[place] = value
-        for i, leaf in enumerate(leaves):
-            if i not in places and isinstance(leaf, Tensor):
-                leaves[i] = leaf.clone()  # running statistics and the like are written to
-        input, args, kwargs = tree_unflatten(leaves, spec)
-        torch.manual_seed(0)
-        return sample.output_process_fn_grad(call(input, *args, **kwargs))
-
-    shapes = ", ".join(str(tuple(flat[i].shape)) for i in places)
-    rest = [leaf for i, leaf in enumerate(flat) if i not in places and not isinstance(leaf, Tensor)]
-    return Sample(function, tuple(constants[i] for i in places), f"{kind} {shapes} {rest}")
-
-
 def examine(op: Any, limit: int | None = 4, variants: bool = True, forward: bool = False) -> Report:
     """Differentiate an entry of the database on its samples and report how it was served.
 
@@ -162,6 +79,8 @@ def examine(op: Any, limit: int | None = 4, variants: bool = True, forward: bool
         for dtype in dtypes_of(op):
             for sample in samples_of(op, dtype, limit, variants):
                 _examine_sample(sample, report, forward)
+    if report.samples == 0:
+        report.status = report.forward = "untested"
     return report
 
 
@@ -184,6 +103,7 @@ def _examine_sample(sample: Sample, report: Report, forward: bool) -> None:
     node = torch._C._autograd._get_sequence_nr()
     try:
         outputs, pushed = _ours(sample, vs)
+        parts = _one_by_one(sample, vs) if 1 < len(vs) <= ALONE else None
     except DualError as error:
         report.refused += 1
         report.meet("refused", str(error).splitlines()[0][:200])
@@ -202,6 +122,8 @@ def _examine_sample(sample: Sample, report: Report, forward: bool) -> None:
     problem = _compare_values(outputs, expected) or _malformed(outputs, pushed)
     if problem is None:
         problem = _compare_tangents(sample, vs, weights, pushed, reverse, report)
+    if problem is None and parts is not None:
+        problem = _compare_parts(parts, pushed)
     if problem is not None:
         report.meet("FAIL", f"{problem} ({where})")
 
@@ -219,12 +141,34 @@ def _inner(a: Tensor, b: Tensor) -> float:
     return float((a.conj() * b).real.sum())
 
 
-def _ours(sample: Sample, vs: tuple[Tensor, ...]) -> tuple[list[Any], list[Tensor | None]]:
+def _ours(sample: Sample, vs: tuple[Tensor | None, ...]) -> tuple[list[Any], list[Tensor | None]]:
     with evaluation(NUM_DIRECTIONS, "silent"):
-        outputs = tree_leaves(sample.function(*[seed(x, v) for x, v in zip(sample.inputs, vs, strict=True)]))
+        arguments = [x if v is None else seed(x, v) for x, v in zip(sample.inputs, vs, strict=True)]
+        outputs = tree_leaves(sample.function(*arguments))
         with torch._C.DisableTorchFunctionSubclass():
             pushed = [tangent(y) for y in outputs]
+            for y in outputs:
+                _assert_own_memory(y, arguments)
             return [plain(y) for y in outputs], pushed
+
+
+def _one_by_one(sample: Sample, vs: tuple[Tensor, ...]) -> list[list[Tensor | None]]:
+    """Return the tangents with one input dual and the others plain, for each."""
+    return [_ours(sample, tuple(v if i == j else None for i, v in enumerate(vs)))[1] for j in range(len(vs))]
+
+
+def _compare_parts(parts: list[list[Tensor | None]], pushed: list[Tensor | None]) -> str | None:
+    for i, whole in enumerate(pushed):
+        terms = [t for t in (part[i] for part in parts) if t is not None]
+        total = sum(terms[1:], terms[0]) if terms else None
+        if total is None and whole is None:
+            continue
+        a, b = (torch.zeros_like(whole if total is None else total) if t is None else t for t in (total, whole))
+        size = max([1.0, *[float(t.abs().nan_to_num(0, 0, 0).max()) for t in terms if t.numel()]])
+        finite = torch.isfinite(a) & torch.isfinite(b)
+        if not ((a - b)[finite].abs() <= _TOLERANCES[a.dtype] * size).all():
+            return f"output {i}: the tangents by one input at a time do not add up"
+    return None
 
 
 def _reverse(sample: Sample, vs: tuple[Tensor, ...], weights: list[Tensor | None]) -> list[Any] | None:
