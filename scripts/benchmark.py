@@ -14,21 +14,19 @@ import argparse
 import json
 import platform
 import statistics
-import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler, used for memory, is talkative otherwise
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import fwdgrad
 from fwdgrad import models
+from fwdgrad.memory import peak_bytes
 from fwdgrad.optim import FactoredSGD
 
 IMAGE = (1, 28, 28)
@@ -186,25 +184,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """Return the most memory that a step holds at once, above what exists before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        step()
-    held = peak = 0
-    for event in trace.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
-
-
 def machine(device: torch.device) -> str:
     """Describe where and with what the figures were taken."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
@@ -240,7 +219,7 @@ def main() -> None:
                 print(layout.format(*words, row.num_directions or "-", *figures, row.variant))
                 sys.stdout.flush()
     if arguments.json:
-        with open(arguments.json, "w") as file:
+        with Path(arguments.json).open("w") as file:
             json.dump({"machine": machine(device), "rows": [asdict(row) for row in rows]}, file, indent=2)
 
 

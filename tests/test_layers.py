@@ -14,12 +14,13 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up; parts of one layer never import each other. A part is a module or package of fwdgrad with all that
 # is in it; "fwdgrad" is the package's own __init__, and cli stands for cli.py and every cli_*.py.
 LAYERS: list[set[str]] = [
-    {"tangents", "tree", "randomness", "words"},
+    {"tangents", "tree", "randomness", "words", "memory"},
     {"dual"},
     {"directions", "engines", "functional", "optim", "models", "data", "objectives"},
     {"estimators"},
+    {"fit"},
     {"fwdgrad"},
-    {"training", "global_optimization"},
+    {"training", "global_optimization", "integrations"},
     {"config"},
     {"experiment"},
     {"cli"},
@@ -28,6 +29,8 @@ LAYERS: list[set[str]] = [
 # Which modules may import a third party, by the beginning of their names.
 DOORS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("hydra", "omegaconf"): ("fwdgrad.experiment", "fwdgrad.cli", "scripts."),
+    ("lightning", "pytorch_lightning"): ("fwdgrad.integrations.lightning",),
+    ("transformers", "accelerate", "peft"): ("fwdgrad.integrations.transformers",),
     ("tensorboard", "torch.utils.tensorboard"): ("fwdgrad.training.tracking", "scripts."),
 }
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

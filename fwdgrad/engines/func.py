@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from fwdgrad.engines.base import Evaluation, Function
@@ -34,7 +35,8 @@ class Func:
     def __call__(self, fn: Function, params: Mapping[str, Tensor], tangents: Mapping[str, Tangent]) -> Evaluation:
         dense = {name: tangent.materialize() for name, tangent in tangents.items()}
         # Forward mode works on under no_grad, which makes sure that nothing is recorded for a backward pass.
-        with torch.no_grad():
+        # Fused attention has no formula in it, the plain one does.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             if self._evaluate is None:
                 return self._first_compiled(fn, dict(params), dense)
             return self._evaluate(fn, dict(params), dense)

@@ -34,6 +34,9 @@ class ForwardGradient:
         optimizer: the optimizer that will apply the estimate. A ``FactoredSGD`` is given it as factors; for any other
             it is accumulated into ``p.grad``, as without this argument.
         compile: run the engine through ``torch.compile``; for ``engine="func"`` only.
+        reduce: for replicas of the model that see different examples: called with each chunk's derivatives, a tensor of
+            shape (K,) or (K, B), returns their mean over all replicas. Replicas with the same seed draw the same
+            directions, so these few numbers are all they have to exchange to stay equal.
 
     Raises:
         ValueError: if a word is not known, a number is not a positive integer, or the engine cannot be compiled.
@@ -50,6 +53,7 @@ class ForwardGradient:
         seed: int = 0,
         optimizer: torch.optim.Optimizer | None = None,
         compile: bool = False,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.direction = make_direction(direction)
         self.num_directions = check_positive_integer("num_directions", num_directions)
@@ -61,6 +65,7 @@ class ForwardGradient:
         self.engine = Func(compile=True) if compile else make_engine(engine)
         self.seed = seed
         self.optimizer = optimizer if isinstance(optimizer, FactoredSGD) else None
+        self.reduce = reduce
         self.step = 0
         self.last: StepRecord | None = None
         self._bound: BoundModel | None = None
@@ -82,6 +87,8 @@ class ForwardGradient:
         for evaluation, tangents in self._evaluate(function, function.params):
             chunks.append(evaluation)
             coefficients = _coefficients(evaluation, tangents, self.num_directions)
+            if self.reduce is not None:
+                coefficients = self.reduce(coefficients)
             for name, tangent in tangents.items():
                 deposit(function.parameters[name], tangent, coefficients, self.optimizer)
         self.last = _record(chunks)
