@@ -34,8 +34,7 @@ class KeyedGenerator:
 
     def key(self, name: str, index: int) -> int:
         """Return the 63-bit key of one parameter in one direction."""
-        text = f"{self.seed}/{self.step}/{index}/{name}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+        return int.from_bytes(self._bytes(name, index, 8), "big") >> 1
 
     def torch_generator(self, name: str, index: int, device: torch.device) -> torch.Generator:
         """Return a generator set to the key; it serves until the next call for the same device."""
@@ -44,6 +43,10 @@ class KeyedGenerator:
             generator = self._generators[device] = torch.Generator(device)
         # The CPU generator keeps 32 bits of the seed: that two keys of a run meet is possible and harmless.
         return generator.manual_seed(self.key(name, index))
+
+    def _bytes(self, name: str, index: int, size: int) -> bytes:
+        """Return random bytes that are a function of the key alone, by the extendable hash function SHAKE128."""
+        return hashlib.shake_128(f"{self.seed}/{self.step}/{index}/{name}".encode()).digest(size)
 
     def normal(self, name: str, like: Tensor) -> Tensor:
         """Draw standard normals of shape (K', *like.shape)."""
@@ -64,18 +67,16 @@ class KeyedGenerator:
         return self.all_signs({name: count}, dtype, device)[name]
 
     def all_signs(self, counts: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """Draw ``signs`` for several names at once, name -> (K', counts[name]).
+        """Draw ``signs`` for several names at once, name -> (K', counts[name]), the same on every device.
 
-        Sixty-four signs come from one random word: each of its bytes selects eight of them from a table.
+        Eight signs come from one random byte, which selects them from a table; a hash function makes the bytes.
         """
-        sizes = {name: -(-count // 64) for name, count in counts.items()}
-        words = torch.empty((len(self.indices), sum(sizes.values())), dtype=torch.int64, device=device)
-        for row, index in zip(words.unbind(), self.indices, strict=True):
-            for part, name in zip(row.split(list(sizes.values())), sizes, strict=True):
-                part.random_(-(2**63), None, generator=self.torch_generator(name, index, device))
-        signs = torch.embedding(_sign_table(dtype, device), words.view(torch.uint8).int()).flatten(1)
-        parts = signs.split([64 * size for size in sizes.values()], 1)
-        return {name: part[:, : counts[name]] for part, name in zip(parts, sizes, strict=True)}
+        sizes = {name: -(-count // 8) for name, count in counts.items()}
+        raw = b"".join(self._bytes(name, index, size) for index in self.indices for name, size in sizes.items())
+        random = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+        signs = torch.embedding(_sign_table(dtype, device), random.to(device).int())
+        parts = signs.view(len(self.indices), 8 * sum(sizes.values())).split([8 * size for size in sizes.values()], 1)
+        return {name: part[:, :count] for part, (name, count) in zip(parts, counts.items(), strict=True)}
 
 
 def global_random_state(tensors: Iterable[Tensor]) -> Callable[[], None]:

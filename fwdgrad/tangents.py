@@ -127,7 +127,7 @@ class LowRank:
     def add_to_(self, target: Tensor, alpha: Tensor) -> None:
         check_coefficients(alpha, (self.num_directions,))
         if self.left.shape[:2] == (1, 1) and target.dim() == 2 and target.is_cpu and self.left.dtype == target.dtype:
-            target.addr_(self.left[0, 0], self.right[0, 0], alpha=alpha.item())
+            target.addr_(self.left.view(-1), self.right.view(-1), alpha=alpha.item())
             return
         left = (self.left * alpha.to(self.left.dtype).view(-1, 1, 1)).flatten(0, 1)
         right = self.right.flatten(0, 1)

@@ -37,27 +37,28 @@ class LowRank:
         self.rank = rank
 
     def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, tangents.Tangent]:
-        counts = {name: self._count(real_or_raise(name, param)) for name, param in params.items()}
         signs: dict[str, Tensor] = {}
-        for kind in dict.fromkeys((param.dtype, param.device) for param in params.values()):
-            group = {name: counts[name] for name, param in params.items() if (param.dtype, param.device) == kind}
-            signs |= generator.all_signs(group, *kind)
-        return {name: self._tangent(param, signs[name]) for name, param in params.items()}
+        for dtype, device in dict.fromkeys((param.dtype, param.device) for param in params.values()):
+            counts: dict[str, int] = {}
+            for name, param in params.items():
+                if param.dtype == dtype and param.device == device:
+                    counts |= self._counts(name, real_or_raise(name, param))
+            signs |= generator.all_signs(counts, dtype, device)
+        return {name: self._tangent(name, param, signs, len(generator.indices)) for name, param in params.items()}
 
-    def _count(self, param: Tensor) -> int:
-        """Return how many signs a parameter takes: those of its factors, unless they are as many as its entries."""
+    def _counts(self, name: str, param: Tensor) -> dict[str, int]:
+        """Return how many signs a parameter takes: for two factors, unless these would be as large as the weight."""
         size = param.numel()
-        if param.dim() < 2 or size == 0:
-            return size
-        n = param.shape[0]
-        return min(self.rank * (n + size // n), size)
+        if param.dim() > 1 and size > 0:
+            left, right = self.rank * param.shape[0], self.rank * (size // param.shape[0])
+            if left + right < size:
+                return {f"{name}/left": left, f"{name}/right": right}
+        return {name: size}
 
-    def _tangent(self, param: Tensor, signs: Tensor) -> tangents.Tangent:
-        k, count = signs.shape
-        if count == param.numel():
-            return tangents.Dense(signs.view(k, *param.shape))
-        n, r = param.shape[0], self.rank
-        left, right = signs.split([r * n, count - r * n], 1)
-        if r > 1:
-            left = left / math.sqrt(r)
-        return tangents.LowRank(left.view(k, r, n), right.view(k, r, *param.shape[1:]))
+    def _tangent(self, name: str, param: Tensor, signs: dict[str, Tensor], k: int) -> tangents.Tangent:
+        if name in signs:
+            return tangents.Dense(signs[name].view(k, *param.shape))
+        left, right = signs[f"{name}/left"], signs[f"{name}/right"]
+        if self.rank > 1:
+            left = left / math.sqrt(self.rank)
+        return tangents.LowRank(left.view(k, self.rank, -1), right.view(k, self.rank, *param.shape[1:]))
