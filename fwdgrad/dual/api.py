@@ -97,16 +97,17 @@ def directional_derivatives(
             else:
                 point[name] = seed(p, t.values if type(t) is Dense else t)
         value, aux = fn(point)
-        if not isinstance(value, Tensor) or value.dim() > 1:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"the value must be a scalar loss or a vector of per-example losses, got {got}")
-        derivatives = _tangent_of(value)
-        value = plain(value)
-        if derivatives is None:
-            derivatives = value.new_zeros((count, *value.shape))
-        if aux is not None:
-            aux = tree_map(plain, aux)
-        return value, derivatives, aux
+        with torch._C.DisableTorchFunctionSubclass():
+            if not isinstance(value, Tensor) or value.dim() > 1:
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"the value must be a scalar loss or a vector of per-example losses, got {got}")
+            derivatives = tangent(value)
+            value = value.detach()
+            if derivatives is None:
+                derivatives = value.new_zeros((count, *value.shape))
+            if aux is not None:
+                aux = tree_map(plain, aux)
+            return value, derivatives, aux
 
 
 def plain(x: Any) -> Any:

@@ -4,26 +4,54 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 FALLBACKS = ("warn", "error", "silent")
 
-
-@dataclass
-class Evaluation:
-    """One call of ``jvp`` or ``directional_derivatives``."""
-
-    num_directions: int
-    fallback: str = "warn"
-    promoted: list[weakref.ref[Tensor]] = field(default_factory=list)
-
-
 _local = threading.local()
+
+
+class Evaluation:
+    """One call of ``jvp`` or ``directional_derivatives``, as a context.
+
+    Within it gradients are enabled: an outer ``no_grad`` does not cut tangents, one inside the function does.
+
+    Args:
+        num_directions: K.
+        fallback: what to do at an operation without a rule: "warn", "error" or "silent".
+    """
+
+    def __init__(self, num_directions: int, fallback: str = "warn") -> None:
+        if fallback not in FALLBACKS:
+            raise ValueError(f"fallback must be one of {FALLBACKS}, got {fallback!r}")
+        self.num_directions = num_directions
+        self.fallback = fallback
+        self.promoted: list[weakref.ref[Tensor]] = []
+        self._grad_enabled = True
+
+    def __enter__(self) -> Evaluation:
+        if getattr(_local, "evaluation", None) is not None:
+            raise RuntimeError("fwdgrad.dual does not nest: a jvp inside a jvp would mix their tangents")
+        _local.evaluation = self
+        self._grad_enabled = torch.is_grad_enabled()
+        if not self._grad_enabled:
+            torch._C._set_grad_enabled(True)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if not self._grad_enabled:
+            torch._C._set_grad_enabled(False)
+        _local.evaluation = None
+        for reference in self.promoted:
+            tensor = reference()
+            if tensor is not None:
+                _demote(tensor)
+
+
+evaluation = Evaluation
 
 
 def current() -> Evaluation:
@@ -38,28 +66,6 @@ def current() -> Evaluation:
             "a Dual is used outside of the evaluation that made it; keep x.detach() instead of x beyond the closure"
         )
     return evaluation
-
-
-@contextmanager
-def evaluation(num_directions: int, fallback: str = "warn") -> Iterator[Evaluation]:
-    """Run one evaluation: gradients enabled (an outer ``no_grad`` does not cut tangents, one inside ``fn`` does)."""
-    if fallback not in FALLBACKS:
-        raise ValueError(f"fallback must be one of {FALLBACKS}, got {fallback!r}")
-    if getattr(_local, "evaluation", None) is not None:
-        raise RuntimeError("fwdgrad.dual does not nest: a jvp inside a jvp would mix their tangents")
-    here = _local.evaluation = Evaluation(num_directions, fallback)
-    grad_enabled = torch.is_grad_enabled()
-    try:
-        if not grad_enabled:
-            torch._C._set_grad_enabled(True)
-        yield here
-    finally:
-        torch._C._set_grad_enabled(grad_enabled)
-        _local.evaluation = None
-        for reference in here.promoted:
-            tensor = reference()
-            if tensor is not None:
-                _demote(tensor)
 
 
 def _demote(tensor: Tensor) -> None:

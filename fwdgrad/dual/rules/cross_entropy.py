@@ -1,4 +1,4 @@
-"""Cross entropy and negative log-likelihood: the latter is linear in the log-probabilities, so it is its own tangent map.
+"""Cross entropy and negative log-likelihood, which is linear in the log-probabilities and so its own tangent map.
 
 With lp = log_softmax(x) and p = exp(lp), the tangent of nll(lp) is nll(t - p.t), whatever the weights, the ignored
 targets and the reduction.
