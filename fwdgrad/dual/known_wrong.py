@@ -22,6 +22,16 @@ KNOWN_WRONG: dict[Any, str] = {
 KNOWN_WRONG |= {getattr(Tensor, f.__name__): remedy for f, remedy in list(KNOWN_WRONG.items())}
 KNOWN_WRONG[Tensor.scatter_reduce_] = KNOWN_WRONG[torch.scatter_reduce]
 
+WHERE: dict[str, str] = {
+    "cholesky_inverse": "everywhere",
+    "cholesky_solve": "where b.shape == L.shape[:-1], or where L or its tangent is not zero in the other triangle",
+    "triangular_solve": "with transpose or unitriangular, or where the tangent is not zero in the other triangle",
+    "scatter_reduce": "with reduce='prod'",
+    "linalg.det": "at singular matrices, where it is 0 instead of tr(adj(A) dA), as in reverse mode",
+    "linalg.svd": "with full_matrices=True, where the vectors past the last singular value have the tangent 0",
+}
+"""Where PyTorch's forward mode is wrong without saying so, by name in ``torch``; the last two have rules of ours."""
+
 
 def make_refusal(function: Any, remedy: str) -> Callable[..., Any]:
     """Return a handler that raises, naming the function and what to use instead."""

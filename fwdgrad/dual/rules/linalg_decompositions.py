@@ -122,19 +122,6 @@ def _qr(Q: Tensor, R: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return tQ, Q.mH @ t - (inner - S) @ R
 
 
-def _qr_with_tangents(A: Tensor, t: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    if mode == "complete" and A.shape[-2] > A.shape[-1]:
-        raise DualError(
-            f"torch.linalg.qr: with mode='complete' the matrix of shape {tuple(A.shape[-2:])} leaves the last columns "
-            "of Q free to turn, so that they have no derivative; use mode='reduced', or mode='r' for R alone"
-        )
-    Q, R = torch.linalg.qr(A, mode="reduced")
-    tQ, tR = _qr(Q, R, t)
-    if mode == "r":
-        return Q.new_empty(0), R, None, tR
-    return Q, R, tQ, tR
-
-
 @linalg_rule(torch.linalg.qr)
 def qr(A: Tensor, mode: str = "reduced") -> Any:
     """A = Q R: M = Q^H dA R^-1, S = half_upper(M + M^H), dQ = dA R^-1 - Q S, dR = S R (Walter, Lehmann 2010).
@@ -144,8 +131,16 @@ def qr(A: Tensor, mode: str = "reduced") -> Any:
     t = tangent(A)
     if t is None:
         return torch.linalg.qr(A, mode=mode)
-    Q, R, tQ, tR = _qr_with_tangents(A, t, mode)
-    return type(torch.linalg.qr(A[..., :0, :0]))((dual(Q, tQ), dual(R, tR)))
+    if mode == "complete" and A.shape[-2] > A.shape[-1]:
+        raise DualError(
+            f"torch.linalg.qr: with mode='complete' the matrix of shape {tuple(A.shape[-2:])} leaves the last columns "
+            "of Q free to turn, so that they have no derivative; use mode='reduced', or mode='r' for R alone"
+        )
+    out = torch.linalg.qr(A, mode="reduced")
+    tQ, tR = _qr(out.Q, out.R, t)
+    if mode == "r":
+        return type(out)([A.new_empty(0), dual(out.R, tR)])
+    return named(out, Q=tQ, R=tR)
 
 
 def _torch_qr(input: Tensor, some: bool = True) -> Any:

@@ -12,9 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwdgrad.dual.forms import composite
+from fwdgrad.dual.forms import composite, linear, shift
 from fwdgrad.dual.rules.linalg_tools import dagger_part, linalg_rule, named
 from fwdgrad.dual.tensor import dual, tangent
+
+linear(
+    torch.linalg.diagonal,
+    batched=lambda t, *, offset=0, dim1=-2, dim2=-1: torch.linalg.diagonal(
+        t, offset=offset, dim1=shift(dim1), dim2=shift(dim2)
+    ),
+)
 
 
 @linalg_rule(torch.linalg.matrix_exp, torch.matrix_exp)

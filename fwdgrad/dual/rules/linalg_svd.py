@@ -2,7 +2,8 @@
 
 A pair of singular vectors is determined up to a phase, and up to a rotation among those of equal values. The tangents
 here are PyTorch's, which share the free phase of a complex pair evenly. A loss has a derivative where it does not
-depend on that choice. Where values are equal a warning tells that their vectors have none.
+depend on that choice; with ``full_matrices`` it may depend on the additional vectors through the space that they span.
+Where values are equal a warning tells that their vectors have none.
 """
 
 # ruff: noqa: N803, N806 - matrices have capital letters, as in PyTorch's signatures and in the sources.
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fwdgrad.dual.rules.linalg_tools import gaps, linalg_rule, named
-from fwdgrad.dual.tensor import DualError, dual, tangent
+from fwdgrad.dual.tensor import dual, tangent
 
 
 def _svd(U: Tensor, S: Tensor, Vh: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,12 +65,19 @@ def values_along(U: Tensor, Vh: Tensor, t: Tensor) -> Tensor:
     return product.sum(-2).real if product.is_complex() else product.sum(-2)
 
 
-def _check_full(full_matrices: bool, A: Tensor) -> None:
-    if full_matrices and A.shape[-2] != A.shape[-1]:
-        raise DualError(
-            f"torch.linalg.svd: full_matrices=True of a matrix of shape {tuple(A.shape[-2:])} leaves singular vectors "
-            "free to turn, so that they have no derivative; use full_matrices=False, or svdvals for the values alone"
-        )
+def _full(U: Tensor, S: Tensor, Vh: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tangents of all singular vectors; those past the last value complement the others."""
+    k = S.shape[-1]
+    tU, tS, tVh = _svd(U[..., :k], S, Vh[..., :k, :], t)
+    return _completed(U, tU), tS, _completed(Vh.mH, tVh.mH).mH
+
+
+def _completed(Q: Tensor, t: Tensor) -> Tensor:
+    """Q = [Q1 Q2], unitary: dQ2 = -Q1 dQ1^H Q2, the least that keeps Q2 orthogonal to Q1."""
+    k = t.shape[-1]
+    if k == Q.shape[-1]:
+        return t
+    return torch.cat([t, -Q[..., :k] @ (t.mH @ Q[..., k:])], -1)
 
 
 @linalg_rule(torch.linalg.svd)
@@ -79,8 +87,7 @@ def svd(A: Tensor, full_matrices: bool = True, *, driver: str | None = None) -> 
     out = torch.linalg.svd(A, full_matrices, driver=driver)
     if t is None:
         return out
-    _check_full(full_matrices, A)
-    tU, tS, tVh = _svd(out.U, out.S, out.Vh, t)
+    tU, tS, tVh = _full(out.U, out.S, out.Vh, t)
     return named(out, U=tU, S=tS, Vh=tVh)
 
 
@@ -104,6 +111,5 @@ def torch_svd(input: Tensor, some: bool = True, compute_uv: bool = True) -> Any:
     if not compute_uv:
         U, _, Vh = torch.linalg.svd(input, False)
         return named(out, S=values_along(U, Vh, t))
-    _check_full(not some, input)
-    tU, tS, tVh = _svd(out.U, out.S, out.V.mH, t)
+    tU, tS, tVh = _full(out.U, out.S, out.V.mH, t)
     return named(out, U=tU, S=tS, V=tVh.mH)
