@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import pytest
 from torch import Tensor
 
 from fwdgrad import Backprop, Estimator, ForwardGradient
@@ -86,3 +87,9 @@ METHODS: dict[str, Method] = {
     },
 }
 FORWARD_METHODS = {name: method for name, method in METHODS.items() if not method.uses_autograd}
+SHARED_METHODS = {name: method for name, method in METHODS.items() if not method.per_example}
+
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+every_forward_method = pytest.mark.parametrize("method", FORWARD_METHODS.values(), ids=FORWARD_METHODS)
+# For models with BatchNorm, in which each example's loss depends on the others.
+every_shared_method = pytest.mark.parametrize("method", SHARED_METHODS.values(), ids=SHARED_METHODS)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fwdgrad.randomness import KeyedGenerator
+from fwdgrad.tangents import PerExample
 
 Closure = Callable[[nn.Module], Tensor]
 
@@ -22,6 +23,10 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().double()
+
+
+# One weight with factors, one too small for them, a vector and a scalar.
+PARAMS = {"w": random(3, 4), "small": random(2, 2), "b": random(3), "s": random()}
 
 
 class TiedEmbedding(nn.Module):
@@ -131,9 +136,23 @@ def unflatten(flat: Tensor, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def per_example_vectors(drawn: Mapping[str, PerExample], batch: int) -> Tensor:
+    """Return the vectors of all examples, shape (K, B, P)."""
+    parts = {}
+    for name, tangent in drawn.items():
+        left, right = tangent.factors(batch)
+        parts[name] = left if right is None else left.unsqueeze(-1) * right.flatten(2).unsqueeze(-2)
+    return flatten(parts, lead=2)
+
+
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """Return copies of what is in ``.grad``."""
     return {name: param.grad.clone() for name, param in trainable(model).items() if param.grad is not None}
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the parameters."""
+    return {name: param.detach().clone() for name, param in model.named_parameters()}
 
 
 def assert_same(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 1e-12) -> None:

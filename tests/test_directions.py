@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from samples import flatten, random
+from samples import PARAMS, flatten, per_example_vectors, random
 from torch import Tensor
 
-from fwdgrad import tangents
-from fwdgrad.directions import DIRECTIONS, Direction, LowRank, Normal, PerExample, Rademacher, make_direction
+from fwdgrad.directions import DIRECTIONS, Direction, LowRank, Normal, PerExample, Rademacher
 from fwdgrad.randomness import KeyedGenerator
 
-# One weight with factors, one too small for them, a vector and a scalar.
-PARAMS = {"w": random(3, 4), "small": random(2, 2), "b": random(3), "s": random()}
 COUNT = sum(param.numel() for param in PARAMS.values())
 GRADIENT = random(COUNT, seed=1)
 SHARED = {name: make for name, make in DIRECTIONS.items() if name != "per_example"}
@@ -128,15 +125,6 @@ def test_every_vector_has_the_norm_sqrt_p(name: str) -> None:
     torch.testing.assert_close(rows.square().sum(1), torch.full((100,), float(COUNT), dtype=torch.float64))
 
 
-def per_example_vectors(drawn: Mapping[str, tangents.PerExample], batch: int) -> Tensor:
-    """Return the vectors of all examples, shape (K, B, P)."""
-    parts = {}
-    for name, tangent in drawn.items():
-        left, right = tangent.factors(batch)
-        parts[name] = left if right is None else left.unsqueeze(-1) * right.flatten(2).unsqueeze(-2)
-    return flatten(parts, lead=2)
-
-
 def test_per_example_covariance_and_second_moment_are_exact_over_all_patterns_of_signs() -> None:
     batch, params = 2, {"w": random(2, 3), "b": random(2)}
     generator = AllSigns(batch * (2 + 3 + 2))
@@ -157,66 +145,3 @@ def test_per_example_vectors_of_keyed_signs_have_identity_covariance_and_are_ind
     params = {name: PARAMS[name] for name in ("w", "small", "b", "s")}
     rows = per_example_vectors(PerExample().sample(params, KeyedGenerator(0, 0, range(2048))), 2)
     assert_identity(rows.flatten(1), 6 * math.sqrt(2 / 2048))
-
-
-def draw(direction: Direction, params: Mapping[str, Tensor], indices: range = range(5)) -> dict[str, Tensor]:
-    drawn = direction.sample(params, KeyedGenerator(1, 2, indices))
-    values: Iterable[tuple[str, Tensor]] = (
-        (name, per_example_vectors({name: t}, 4) if isinstance(t, tangents.PerExample) else t.materialize())
-        for name, t in drawn.items()
-    )
-    return dict(values)
-
-
-@pytest.mark.parametrize("name", DIRECTIONS)
-def test_a_direction_does_not_depend_on_its_chunk(name: str) -> None:
-    together = draw(DIRECTIONS[name](), PARAMS)
-    for chunk in (range(1), range(1, 4), range(4, 5)):
-        part = draw(DIRECTIONS[name](), PARAMS, chunk)
-        assert all(torch.equal(part[key], together[key][list(chunk)]) for key in PARAMS)
-
-
-@pytest.mark.parametrize("name", [name for name in DIRECTIONS if name != "sphere"])
-def test_a_direction_does_not_depend_on_the_parameters_beside_nor_on_their_order(name: str) -> None:
-    together = draw(DIRECTIONS[name](), PARAMS)
-    for params in (dict(reversed(PARAMS.items())), {"w": PARAMS["w"]}, {"x": random(9), "w": PARAMS["w"]}):
-        assert torch.equal(draw(DIRECTIONS[name](), params)["w"], together["w"])
-
-
-def test_of_the_sphere_only_the_scale_depends_on_the_parameters_beside() -> None:
-    together = draw(DIRECTIONS["sphere"](), PARAMS)["w"]
-    ratio = together / draw(DIRECTIONS["sphere"](), {"w": PARAMS["w"]})["w"]
-    torch.testing.assert_close(ratio, ratio[:, :1, :1].expand_as(ratio))
-
-
-@pytest.mark.parametrize("name", DIRECTIONS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_vectors_have_the_dtype_and_shape_of_the_parameters(name: str, dtype: torch.dtype) -> None:
-    params = {key: param.to(dtype) for key, param in PARAMS.items()} | {"empty": torch.empty(0, 3, dtype=dtype)}
-    drawn = draw(make_direction(name), params)
-    for key, param in params.items():
-        assert drawn[key].dtype == dtype
-        assert drawn[key].shape[0] == 5
-        assert drawn[key][0].numel() in (param.numel(), 4 * param.numel())
-
-
-@pytest.mark.parametrize("name", DIRECTIONS)
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
-def test_parameters_that_are_not_real_floating_point_are_refused(name: str, dtype: torch.dtype) -> None:
-    with pytest.raises(
-        TypeError, match=f"parameter 'z' must be of a real floating-point dtype .*, got {dtype}; set req"
-    ):
-        make_direction(name).sample({"z": torch.ones(2, 2, dtype=dtype)}, KeyedGenerator(0, 0))
-
-
-@pytest.mark.parametrize("rank", [0, -1, True, 1.0, "2"])
-def test_a_rank_that_is_not_a_positive_integer_is_refused(rank: object) -> None:
-    with pytest.raises(ValueError, match=f"rank must be a positive integer, got {rank!r}"):
-        LowRank(rank)
-
-
-def test_factors_are_kept_only_where_they_are_fewer_than_the_entries() -> None:
-    drawn = LowRank(rank=2).sample({"w": random(4, 5), "dense": random(3, 4)}, KeyedGenerator(0, 0))
-    assert isinstance(drawn["w"], tangents.LowRank)
-    assert drawn["w"].rank == 2
-    assert isinstance(drawn["dense"], tangents.Dense)

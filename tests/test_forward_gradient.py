@@ -208,3 +208,23 @@ def test_the_global_random_states_are_left_alone_by_the_pure_form() -> None:
     forward_gradient(quadratic, POINT, num_directions=3, chunk_size=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert python_random.getstate() == python
+
+
+@pytest.mark.parametrize("engine", ["func", "dual"])  # a difference of numbers in bfloat16 has no digits left
+def test_under_autocast_derivatives_and_gradients_stay_float32(engine: str) -> None:
+    model, _ = samples.mlp()
+    model.float()
+
+    def closure(model: nn.Module) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(random(5, 3).float()).square().mean(1)
+
+    expected = exact_gradient(model, lambda model: model(random(5, 3).float()).square().mean(1))
+    estimator = ForwardGradient(lambda p, g: {n: v.float() for n, v in orthogonal_basis(p, g).items()}, 26, engine)
+    loss = estimator(model, closure)
+    assert estimator.last is not None
+    assert estimator.last.directional_derivatives.dtype == torch.float32
+    torch.testing.assert_close(loss.float(), closure(model).mean().float(), rtol=1e-2, atol=0)
+    assert all(param.grad.dtype == torch.float32 for param in model.parameters())
+    error = flatten(gradients(model)) - flatten(expected)
+    assert error.norm() <= 0.03 * flatten(expected).norm()

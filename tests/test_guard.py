@@ -9,7 +9,7 @@ import pytest
 import samples
 import torch
 from guard import ReverseModeError, assert_no_autograd
-from methods import FORWARD_METHODS, METHODS, Method
+from methods import METHODS, Method, every_forward_method
 from torch import nn
 from torch.autograd import grad as imported_by_name
 from torch.func import vjp as vjp_imported_by_name
@@ -36,7 +36,7 @@ def swallow(offender: Callable[[], object]) -> Callable[[], object]:
 @pytest.mark.parametrize("chunk_size", [None, 1])
 @pytest.mark.parametrize("num_directions", [1, 3])
 @pytest.mark.parametrize("make", [samples.mlp, samples.dropout, samples.tied], ids=lambda make: make.__name__)
-@pytest.mark.parametrize("method", FORWARD_METHODS.values(), ids=FORWARD_METHODS)
+@every_forward_method
 def test_no_method_uses_reverse_mode(
     method: Method, make: Callable[..., tuple[nn.Module, samples.Closure]], num_directions: int, chunk_size: int | None
 ) -> None:
@@ -47,12 +47,20 @@ def test_no_method_uses_reverse_mode(
     assert all(param.grad is not None and not param.grad.requires_grad for param in model.parameters())
 
 
-@pytest.mark.parametrize("method", FORWARD_METHODS.values(), ids=FORWARD_METHODS)
+@every_forward_method
 def test_no_method_uses_reverse_mode_where_gradients_are_enabled_and_a_part_is_frozen(method: Method) -> None:
     model, closure = samples.mlp()
     model[0].requires_grad_(False)
     with assert_no_autograd(), torch.enable_grad():
         method.make()(model, closure)
+
+
+@pytest.mark.parametrize("engine", ["func", "finite_difference"])
+def test_inputs_that_require_gradients_get_no_graph(engine: str) -> None:
+    model, _ = samples.mlp()
+    x = samples.random(5, 3).requires_grad_()
+    with assert_no_autograd():
+        METHODS[f"forward_gradient-normal-{engine}"].make()(model, lambda model: model(x).square().mean(1))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
