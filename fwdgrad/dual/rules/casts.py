@@ -20,7 +20,7 @@ def _casting(function: Callable[..., Any]) -> None:
         if not (input.is_complex() and not y.is_complex()):
             pushed = t.to(y.device, y.dtype)
         else:
-            pushed = t.real.to(y.device, y.dtype)
+            pushed = t.real.clone().to(y.device, y.dtype)
         return view_of(input, y, pushed) if y._is_view() else dual(y, pushed.clone() if pushed is t else pushed)
 
     register(handler, function)

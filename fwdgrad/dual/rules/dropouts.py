@@ -48,7 +48,8 @@ def _alpha(function: Any) -> None:
         if p == 1:
             return dual(shift, torch.zeros_like(t))
         saturation = 1.7580993408473766
-        slope = (shift > 0).to(input.dtype).mul_(1 / ((saturation * saturation * p + 1) * (1 - p)) ** 0.5)
+        kept = (shift.real if shift.is_complex() else shift) > 0
+        slope = kept.to(input.dtype).mul_(1 / ((saturation * saturation * p + 1) * (1 - p)) ** 0.5)
         return dual((input * slope).add_(shift), t * slope)
 
 

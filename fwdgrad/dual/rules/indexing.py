@@ -67,7 +67,7 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
 def gathered(t: Tensor, dim: int, index: Tensor) -> Tensor:
     """Gather from tangents (K, *shape) along a dimension of their primal, with an index of that primal."""
     if t.dim() == 1:  # of a number: an index of one place
-        return t.unsqueeze(1).expand(t.shape[0], max(index.numel(), 0)).reshape(t.shape[0], *index.shape)
+        return t.unsqueeze(1).repeat(1, index.numel()).view(t.shape[0], *index.shape)
     return t.gather(shift(dim), index.expand(t.shape[0], *index.shape))
 
 

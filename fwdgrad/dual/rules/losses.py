@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fwdgrad.dual.forms import align, attach, composite
 from fwdgrad.dual.registry import register, rule
-from fwdgrad.dual.tensor import tangent
+from fwdgrad.dual.tensor import RULES, tangent
 
 _nn = torch._C._nn
 _NONE, _MEAN = 0, 1
@@ -62,6 +62,19 @@ def _odd(derivative: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tenso
 
 _elementwise(_nn.mse_loss, _odd(lambda d: 2 * d))
 _elementwise(_nn.l1_loss, _odd(torch.sign))
+_real_l1_loss = RULES[_nn.l1_loss]
+
+
+@rule(_nn.l1_loss)
+def l1_loss(input: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
+    """Push t sign(x - y); |x - y| of complex numbers has a rule of its own."""
+    if not (input.is_complex() or target.is_complex()):
+        return _real_l1_loss(input, target, reduction)
+    with torch._C._EnableTorchFunction():
+        size = (input - target).abs()
+        return size if reduction == _NONE else size.mean() if reduction == _MEAN else size.sum()
+
+
 _elementwise(_nn.huber_loss, _odd(lambda d, delta=1.0: d.clamp(-delta, delta)))
 _elementwise(_nn.smooth_l1_loss, _odd(lambda d, beta=1.0: torch.sign(d) if beta == 0 else (d / beta).clamp(-1.0, 1.0)))
 

@@ -66,7 +66,7 @@ def multi_margin_loss(
     input: Tensor, target: Tensor, p: int = 1, margin: float = 1.0, weight: Tensor | None = None, reduction: int = 1
 ) -> Tensor:
     """Write the mean over classes c != y of w_y max(0, margin - x_y + x_c)^p."""
-    x, y = (input, target) if input.dim() == 2 else (input.unsqueeze(0), target.reshape(1))
+    x, y = (input, target) if input.dim() == 2 else (input.reshape(1, -1), target.reshape(1))
     own = x.gather(1, y.unsqueeze(1))
     terms = torch.clamp_min(margin - own + x, 0)
     terms = terms if p == 1 else terms**p
@@ -80,7 +80,7 @@ def multi_margin_loss(
 @composite(_nn.multilabel_margin_loss)
 def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
     """Write the mean over labels y and other classes c of max(0, 1 - x_y + x_c); the labels end at the first -1."""
-    x, y = (input, target) if input.dim() == 2 else (input.unsqueeze(0), target.unsqueeze(0))
+    x, y = (input, target) if input.dim() == 2 else (input.reshape(1, -1), target.reshape(1, -1))
     listed = (y >= 0).cumprod(1).bool()
     labels = torch.where(listed, y, torch.zeros_like(y))
     member = torch.zeros_like(y).scatter_add(1, labels, listed.to(y.dtype)) > 0
