@@ -252,9 +252,12 @@ def _method(cfg: DictConfig) -> str:
 
 def _hparams(cfg: DictConfig) -> dict[str, Any]:
     """Return the settings that make runs differ, flat, for TensorBoard's HParams tab."""
-    flat: dict[str, Any] = {"method": _method(cfg), "dataset": cfg.dataset.name, "model": cfg.model["_target_"]}
-    for section in ("optimization", "optimizer", "scheduler", "dataset", "model"):
+    flat: dict[str, Any] = {"method": _method(cfg), "dataset": cfg.dataset.name, "seed": cfg.seed}
+    flat |= {key: str(cfg[key]["_target_"]).rsplit(".", 1)[-1] for key in ("model", "optimizer", "scheduler")}
+    flat |= {"dataset.batch_size": cfg.dataset.batch_size, "precision": cfg.precision}
+    for section in ("optimization", "optimizer", "scheduler", "model"):
         for key, value in cfg[section].items():
-            if isinstance(value, bool | int | float | str) and key not in ("name", "root"):
-                flat[f"{section}.{key.strip('_')}"] = value
-    return flat | {"seed": cfg.seed, "precision": cfg.precision}
+            # The optimizer's rate, the method's seed and the shapes follow from what is shown already.
+            if key not in ("_target_", "lr", "seed", "input_shape", "num_classes") and value is not None:
+                flat[f"{section}.{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat

@@ -217,7 +217,7 @@ class Trainer:
                 "seconds": round(self.seconds, 3),
             }
         )
-        self.tracker.scalars(self.step, {"val/loss": score.loss, "val/accuracy": score.accuracy, "epoch": epoch})
+        self.tracker.scalars(self.step, {"val/loss": score.loss, "val/accuracy": score.accuracy})
         progress.update(self.step, accuracy=score.accuracy)
         # A line a second is enough to read; metrics.csv has every epoch.
         now = time.monotonic()

@@ -54,14 +54,17 @@ class Tracker:
             csv.DictWriter(file, FIELDS).writerow(dict(values))
 
     def finish(self, metrics: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
-        """Write metrics.json, and the hyper-parameters with the final figures to TensorBoard's HParams tab."""
+        """Write metrics.json, and the hyper-parameters to TensorBoard's HParams tab, beside the scalars of the run."""
         assert self._writer is not None
         write_json(self.folder / "metrics.json", metrics)
-        figures = {f"hparam/{key}": value for key, value in metrics.items() if key in ("test_accuracy", "test_loss")}
-        for summary in hparams_summary(dict(hparams), figures):
+        # Without a summary of the "experiment" TensorBoard gathers the columns from all runs and shows first those that
+        # differ; with one it would take the columns of whichever run it reads first.
+        _, *session = hparams_summary(dict(hparams), {})
+        for summary in session:
             self._writer._get_file_writer().add_summary(summary)
-        for tag, value in figures.items():
-            self._writer.add_scalar(tag, value, metrics["steps"])
+        # The table shows the first tags in the alphabet: these.
+        for key in ("test_accuracy", "val_accuracy"):
+            self._writer.add_scalar(f"final/{key}", metrics[key], metrics["steps"])
 
     def close(self) -> None:
         """Flush what TensorBoard has not yet written."""
