@@ -75,8 +75,12 @@ class KeyedGenerator:
         raw = b"".join(self._bytes(name, index, size) for index in self.indices for name, size in sizes.items())
         random = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
         signs = torch.embedding(_sign_table(dtype, device), random.to(device).int())
-        parts = signs.view(len(self.indices), 8 * sum(sizes.values())).split([8 * size for size in sizes.values()], 1)
-        return {name: part[:, :count] for part, (name, count) in zip(parts, counts.items(), strict=True)}
+        rows = signs.view(len(self.indices), 8 * sum(sizes.values()))
+        parts = rows.split_with_sizes([8 * size for size in sizes.values()], 1)
+        return {
+            name: part if count % 8 == 0 else part[:, :count]
+            for part, (name, count) in zip(parts, counts.items(), strict=True)
+        }
 
 
 def global_random_state(tensors: Iterable[Tensor]) -> Callable[[], None]:

@@ -105,7 +105,7 @@ def directional_derivatives(
             value = value.detach()
             if derivatives is None:
                 derivatives = value.new_zeros((count, *value.shape))
-            if aux is not None:
+            if aux:  # not None and not empty
                 aux = tree_map(plain, aux)
             return value, derivatives, aux
 

@@ -94,7 +94,8 @@ class ForwardGradient:
         self.last = _record(chunks)
         function.write_buffers(chunks[-1].aux)
         self.step += 1
-        return self.last.value.mean()
+        value = self.last.value
+        return value if value.dim() == 0 else value.mean()
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self.seed, "step": self.step}
@@ -180,7 +181,8 @@ def _coefficients(evaluation: Evaluation, tangents: Mapping[str, Tangent], num_d
                 "for instance F.cross_entropy(model(x), y, reduction='none')"
             )
         return derivatives / (num_directions * derivatives.shape[1])
-    return _of_mean(derivatives) / num_directions
+    mean = _of_mean(derivatives)
+    return mean if num_directions == 1 else mean / num_directions
 
 
 def _of_mean(derivatives: Tensor) -> Tensor:
@@ -190,4 +192,4 @@ def _of_mean(derivatives: Tensor) -> Tensor:
 def _record(chunks: list[Evaluation]) -> StepRecord:
     derivatives = chunks[0].derivatives if len(chunks) == 1 else torch.cat([chunk.derivatives for chunk in chunks])
     per_example = derivatives if derivatives.dim() > 1 else None
-    return StepRecord(chunks[0].value.detach(), _of_mean(derivatives), per_example)
+    return StepRecord(chunks[0].value, _of_mean(derivatives), per_example)
