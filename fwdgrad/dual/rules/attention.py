@@ -51,19 +51,39 @@ def scaled_dot_product_attention(
     mask = torch.dropout(torch.ones_like(p), dropout_p, True) if dropout_p > 0 else None
     kept = p if mask is None else p * mask
     y = kept @ v
-    ts = total(
-        None if tq is None else _times(tq * factor, k.mT, y.dim()),
-        None if tk is None else _times(tk, q.mT, y.dim()).mT,
-        None if (tm := tangent(attn_mask)) is None else align(tm, y.dim()),
-    )
-    t = None
+    n = y.dim()
+    tm = tangent(attn_mask)
+    ts = _scores(q, None if tq is None else align(tq, n), k, None if tk is None else align(tk, n), factor)
+    if tm is not None:
+        ts = total(ts, align(tm, n))
+    t = None if tv is None else torch.matmul(kept, align(tv, n))
     if ts is not None:
         ts = ts * p
         rows = ts.sum(-1, keepdim=True)
-        t = _times(ts if mask is None else ts * mask, v, y.dim()) - rows * y
-    if tv is not None:
-        t = total(t, torch.matmul(kept, align(tv, y.dim())))
+        t = total(t, torch.matmul(ts if mask is None else ts.mul_(mask), v).addcmul_(rows, y, value=-1))
     return dual(y, t)
+
+
+def _scores(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, factor: float) -> Tensor | None:
+    """Return ``tq k' + q tk'`` times the factor, which q has in it already."""
+    if tq is None and tk is None:
+        return None
+    k = k * factor
+    plain = q.shape[:-2] == k.shape[:-2] and all(t is None or t.dim() == q.dim() + 1 for t in (tq, tk))
+    if not plain or torch.is_autocast_enabled(q.device.type):
+        return total(None if tq is None else torch.matmul(tq, k.mT), None if tk is None else torch.matmul(q, tk.mT))
+    # Direction by direction into one array: a matrix product of expanded tensors would copy them.
+    rows, columns = q.shape[-2:], k.shape[-2:]
+    q, k = q.reshape(-1, *rows), k.reshape(-1, *columns)
+    some = tq if tq is not None else tk
+    assert some is not None
+    out = torch.empty((len(some), len(q), rows[0], columns[0]), dtype=q.dtype, device=q.device)
+    for i, scores in enumerate(out):
+        if tq is not None:
+            torch.bmm(tq[i].reshape(-1, *rows), k.mT, out=scores)
+        if tk is not None:
+            scores.baddbmm_(q, tk[i].reshape(-1, *columns).mT, beta=0 if tq is None else 1)
+    return out.view(len(some), *some.shape[1:-2], rows[0], columns[0])
 
 
 def _repeated(x: Tensor, t: Tensor | None, heads: int) -> tuple[Tensor, Tensor | None]:
@@ -80,12 +100,3 @@ def _probabilities(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tens
         return torch.softmax(scores, -1)
     scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
     return torch.softmax(scores, -1).masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0)
-
-
-def _times(t: Tensor, matrix: Tensor, dim: int) -> Tensor:
-    """Return the products of K tangents with one matrix (of each head): the rows are stacked, it is read once."""
-    t = align(t, dim)
-    if t.shape[0] == 1 or t.shape[1:-2] != matrix.shape[:-2]:
-        return torch.matmul(t, matrix)
-    rows = t.movedim(0, -3).flatten(-3, -2)
-    return torch.matmul(rows, matrix).unflatten(-2, (t.shape[0], t.shape[-2])).movedim(-3, 0)
