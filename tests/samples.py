@@ -89,6 +89,16 @@ def batch_norm() -> tuple[nn.Module, Closure]:
     return seeded(make), lambda m: F.cross_entropy(m(x), y, reduction="none")
 
 
+def images() -> tuple[nn.Module, Closure]:
+    """Return a network with convolution and pooling, in which no example sees another."""
+    x, y = random(4, 1, 6, 6), torch.tensor([0, 1, 1, 0])
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 2))
+
+    return seeded(make), lambda m: F.cross_entropy(m(x), y, reduction="none")
+
+
 def conv() -> tuple[nn.Module, Closure]:
     """Return a network with convolution, BatchNorm, pooling and dropout."""
     x, y = random(4, 1, 6, 6), torch.tensor([0, 1, 1, 0])

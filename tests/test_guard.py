@@ -35,7 +35,9 @@ def swallow(offender: Callable[[], object]) -> Callable[[], object]:
 
 @pytest.mark.parametrize("chunk_size", [None, 1])
 @pytest.mark.parametrize("num_directions", [1, 3])
-@pytest.mark.parametrize("make", [samples.mlp, samples.dropout, samples.tied], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [samples.mlp, samples.dropout, samples.tied, samples.images], ids=lambda make: make.__name__
+)
 @every_forward_method
 def test_no_method_uses_reverse_mode(
     method: Method, make: Callable[..., tuple[nn.Module, samples.Closure]], num_directions: int, chunk_size: int | None
