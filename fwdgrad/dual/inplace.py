@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fwdgrad.dual.running import current
-from fwdgrad.dual.tensor import Dual, DualError, dense, mirror, num_directions, tangent
+from fwdgrad.dual.tensor import Dual, DualError, mirror, num_directions, tangent
 
 
 def own(x: Dual) -> Tensor:
@@ -27,7 +27,7 @@ def own(x: Dual) -> Tensor:
         if t is None:
             t = torch.zeros((num_directions(x, None), *x.shape), dtype=x.dtype, device=x.device)
         elif not isinstance(t, Tensor):
-            t = dense(t)
+            t = tangent(x)
         elif x._shared or _overlaps(t):
             t = t.clone(memory_format=torch.contiguous_format)
         else:

@@ -70,5 +70,5 @@ def current() -> Evaluation:
 
 def _demote(tensor: Tensor) -> None:
     tensor.__class__ = Tensor
-    for name in ("_tangent", "_root", "_viewed", "_shared", "_mirror", "_epoch"):
+    for name in ("_tangent", "_root", "_viewed", "_shared", "_mirror", "_epoch", "_joint"):
         tensor.__dict__.pop(name, None)

@@ -41,6 +41,7 @@ class Dual(Tensor):
     _shared = False  # the tangent's memory is also somebody else's: copy before writing
     _mirror = False  # the tangent has the primal's strides, and views address it by theirs
     _epoch = 0
+    _joint: tuple[Tensor, Tensor] | None = None  # memory ((1 + K) B, n) of primal and tangents, and these tangents
 
     @classmethod
     def __torch_function__(
@@ -148,6 +149,53 @@ def view_of(source: Tensor, primal: Tensor, tangents: Tensor | None) -> Tensor:
     return out
 
 
+class Masked:
+    """The tangent of a large ``y = relu(x)`` until somebody asks for it: that of x where y > 0.
+
+    By then x is often gone, and the tangent of x can be masked where it lies instead of being copied.
+    """
+
+    __slots__ = ("tangents", "version")
+
+    def __init__(self, tangents: Tensor, version: int) -> None:
+        self.tangents = tangents
+        self.version = version
+
+    def apply(self, y: Tensor) -> Tensor:
+        """Return the tangents of y."""
+        if y._version != self.version:
+            raise DualError("relu: its result was changed in place under no_grad, or through detach(), before its use")
+        t = self.tangents
+        if sys.getrefcount(t) == 3 and _holders(t) in _ALONE:
+            return torch.ops.aten.threshold_backward.grad_input(t, y, 0, grad_input=t)
+        return torch.ops.aten.threshold_backward.default(t, y, 0)
+
+
+def _holders(t: Tensor) -> tuple[int, int]:
+    """Return how many tensors share the memory of t, and how many references there are to the one it views."""
+    base = t._base
+    return torch._C._storage_Use_Count(t.untyped_storage()._cdata), 0 if base is None else sys.getrefcount(base)
+
+
+_ALONE = (_holders(torch.empty(1)), _holders(torch.empty(1).unsqueeze(0)))  # nobody else sees such a tensor's memory
+
+
+def masked(y: Tensor, tangents: Tensor, x: Tensor) -> Tensor:
+    """Attach to y = relu(x) the tangents of x, masked when they are asked for."""
+    y.__class__ = Dual
+    y._tangent = Masked(tangents, y._version)
+    if type(x) is Dual:
+        (x if x._root is None else x._root)._shared = True
+    return y
+
+
+def relu_source(y: Tensor) -> Tensor | None:
+    """Return, for a y = relu(x) whose tangents have not been asked for, the tangents of x; else None."""
+    if type(y) is Dual and type(y._tangent) is Masked and y._root is None and y._tangent.version == y._version:
+        return y._tangent.tangents
+    return None
+
+
 def seed(primal: Tensor, tangents: Tensor | Tangent) -> Dual:
     """Return a new ``Dual`` over a caller's tensor and tangents, neither of which it will ever write to."""
     out = primal.detach()
@@ -163,6 +211,8 @@ def structured(x: Any) -> Tensor | Tangent | None:
         return None
     if x._root is not None and x._epoch != x._root._epoch:
         _refresh(x)
+    if type(x._tangent) is Masked:
+        return tangent(x)
     return x._tangent
 
 
@@ -174,6 +224,9 @@ def tangent(x: Any) -> Tensor | None:
         _refresh(x)
     t = x._tangent
     if t is None or type(t) is Tensor:
+        return t
+    if type(t) is Masked:
+        x._tangent = t = t.apply(x)
         return t
     return dense(t)
 
@@ -212,7 +265,7 @@ def _same_view(root: Tensor, tangents: Tensor, view: Tensor) -> Tensor:
 
 def mirror(root: Dual) -> None:
     """Give ``root`` a tangent of its own in the layout of its primal, which all its views then address."""
-    old = dense(root._tangent)
+    old = tangent(root)
     extent = 1 + sum((n - 1) * s for n, s in zip(root.shape, root.stride(), strict=True))
     new = torch.empty_strided(
         (num_directions(root, old), *root.shape),

@@ -11,7 +11,7 @@ from torch import Tensor
 from fwdgrad.dual.forms import composite, pointwise
 from fwdgrad.dual.inplace import own_or_none
 from fwdgrad.dual.registry import rule
-from fwdgrad.dual.tensor import dual, tangent
+from fwdgrad.dual.tensor import dual, masked, tangent
 
 _aten = torch.ops.aten
 _nn = torch._C._nn
@@ -19,12 +19,32 @@ _relu_slope = _aten.threshold_backward.default
 _relu_slope_out = _aten.threshold_backward.grad_input
 
 
+_LARGE = 1 << 16
+_ROWS = 640
+
+
 @rule(torch.relu)
 def relu(input: Tensor) -> Tensor:
     """Push t where x > 0, else 0."""
-    y = torch.relu(input)
     t = tangent(input)
-    return y if t is None else dual(y, _relu_slope(t, y, 0))
+    if t is None:
+        return torch.relu(input)
+    if input.dim() == 2 and (1 + t.shape[0]) * input.shape[0] <= _ROWS and t.dtype is input.dtype:
+        return _joint_relu(input, t)
+    y = torch.relu(input)
+    return masked(y, t, input) if t.numel() >= _LARGE else dual(y, _relu_slope(t, y, 0))
+
+
+def _joint_relu(x: Tensor, t: Tensor) -> Tensor:
+    """Write primal and tangents beside each other, so that a linear layer can take them through one product."""
+    count, batch = t.shape[:2]
+    memory = torch.empty((1 + count, batch, x.shape[1]), dtype=x.dtype, device=x.device)
+    y, pushed = memory[0], memory[1:]
+    torch.clamp_min(x, 0, out=y)
+    _relu_slope_out(t, y, 0, grad_input=pushed)
+    out = dual(y, pushed)
+    out._joint = (memory.view(-1, x.shape[1]), pushed)
+    return out
 
 
 @rule(torch.relu_, Tensor.relu_, F.relu_)

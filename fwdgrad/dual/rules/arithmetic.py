@@ -94,8 +94,9 @@ def sub_(input: Tensor, other: Any, *, alpha: Any = 1) -> Tensor:
 def _add_to(x: Tensor, y: Any, alpha: Any, name: str) -> Tensor:
     ty = tangent(y)
     if ty is not None:
-        target = own_or_none(x, name, True)
-        target.add_(align(ty, x.dim()), alpha=alpha)
+        own_or_none(x, name, True).add_(align(ty, x.dim()), alpha=alpha)
+    else:
+        tangent(x)  # which may have been waiting for the value that changes now
     return Tensor.add_(x, y, alpha=alpha)
 
 

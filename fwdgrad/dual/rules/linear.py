@@ -14,13 +14,17 @@ from torch import Tensor
 from fwdgrad.dual.forms import attach
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.rules.products import product
-from fwdgrad.dual.tensor import dense, dual, structured, tangent
+from fwdgrad.dual.tensor import Dual, dense, dual, structured, tangent
 from fwdgrad.tangents import LowRank, PerExample, Tangent
 
 
 @rule(F.linear)
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Push tx W' + x tW' + tb."""
+    if type(input) is Dual and input._joint is not None and input._joint[1] is input._tangent:
+        y = _joint_linear(input, weight, bias)
+        if y is not None:
+            return y
     y = F.linear(input, weight, bias)
     if weight.dim() == 1:
         return attach(y, _sum(product(input, weight), tangent(bias)))
@@ -46,6 +50,28 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return dual(y, t)
 
 
+def _joint_linear(x: Dual, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Do the layer for primal and tangents that lie beside each other, in one product; None where that does not apply.
+
+    Below some hundred rows a product is faster by a tenth than two of half the rows.
+    """
+    tw, tb = structured(weight), structured(bias)
+    memory = x._joint[0]
+    plain = not torch._C._is_any_autocast_enabled() and memory.dtype is weight.dtype and weight.dim() == 2
+    if not plain or type(tw) is not LowRank or type(tb) is PerExample or tw.left.dtype is not memory.dtype:
+        return None
+    batch = x.shape[0]
+    out = torch.empty((memory.shape[0], weight.shape[0]), dtype=memory.dtype, device=memory.device)
+    y = out[:batch]
+    t = _low_rank(x, tw, dense(tb), out[batch:].view(-1, batch, weight.shape[0]))
+    if bias is None:
+        y.zero_()
+    else:
+        y.copy_(bias)
+    out.addmm_(memory, weight.t())
+    return dual(y, t)
+
+
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a if b is None else b if a is None else a + b
 
@@ -55,7 +81,7 @@ def _aligned(t: Tensor, dim: int) -> Tensor:
     return t.view(t.shape[0], *(1,) * (dim - 2), *t.shape[1:]) if dim > 2 else t
 
 
-def _low_rank(x: Tensor, tw: LowRank, b: Tensor | None) -> Tensor:
+def _low_rank(x: Tensor, tw: LowRank, b: Tensor | None, out: Tensor | None = None) -> Tensor:
     left, right = tw.left, tw.right
     count, rank, n = left.shape
     batch = x.shape[:-1]
@@ -63,10 +89,12 @@ def _low_rank(x: Tensor, tw: LowRank, b: Tensor | None) -> Tensor:
         s = F.linear(x, right.view(count, -1))
         s = s.unsqueeze(0) if count == 1 else s.movedim(-1, 0).unsqueeze(-1)
         shape = (count, *(1,) * len(batch), n)
-        return s * left.view(shape) if b is None else torch.addcmul(b.view(shape), s, left.view(shape))
+        if b is None:
+            return torch.mul(s, left.view(shape), out=out)
+        return torch.addcmul(b.view(shape), s, left.view(shape), out=out)
     flat = x.reshape(-1, x.shape[-1])
     s = F.linear(flat, right.flatten(0, 1)).view(-1, count, rank).transpose(0, 1)
-    t = torch.bmm(s, left) if b is None else torch.baddbmm(b.unsqueeze(1), s, left)
+    t = torch.bmm(s, left, out=out) if b is None else torch.baddbmm(b.unsqueeze(1), s, left, out=out)
     return t.view(count, *batch, n)
 
 
@@ -82,7 +110,7 @@ def _per_example(x: Tensor, tw: PerExample) -> Tensor:
 
 def _add_product(t: Tensor, tx: Tensor, weight: Tensor) -> Tensor:
     """Return t + tx W', in t's own memory where no cast intervenes."""
-    if t.dtype is tx.dtype and t.dtype is weight.dtype and t.is_contiguous():
+    if t.dtype is tx.dtype and t.dtype is weight.dtype and t.is_contiguous() and tx.numel():
         t.view(-1, t.shape[-1]).addmm_(tx.reshape(-1, tx.shape[-1]), weight.t())
         return t
     return t + F.linear(tx, weight)

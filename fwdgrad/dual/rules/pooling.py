@@ -11,7 +11,7 @@ from torch import Tensor
 from fwdgrad.dual.folding import folded
 from fwdgrad.dual.forms import linear
 from fwdgrad.dual.registry import register
-from fwdgrad.dual.tensor import dual, tangent
+from fwdgrad.dual.tensor import dual, relu_source, tangent
 
 _nn = torch._C._nn
 
@@ -47,6 +47,10 @@ def _maximum(spatial: int) -> None:
         return_indices: bool = True,
     ) -> tuple[Tensor, Tensor]:
         values, indices = both(input, kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode)
+        unmasked = relu_source(input)  # the largest entry of relu(x) is masked iff it is not positive
+        if unmasked is not None:
+            t = _picked(unmasked, indices, spatial)
+            return dual(values, torch.ops.aten.threshold_backward.grad_input(t, values, 0, grad_input=t)), indices
         t = tangent(input)
         return values if t is None else dual(values, _picked(t, indices, spatial)), indices
 
