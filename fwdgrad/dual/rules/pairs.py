@@ -21,7 +21,7 @@ def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None
     t = total(
         None if t1 is None else torch.bilinear(t1, input2.expand(t1.shape[0], *input2.shape), weight),
         None if t2 is None else torch.bilinear(input1.expand(t2.shape[0], *input1.shape), t2, weight),
-        None if tw is None else torch.stack([torch.bilinear(input1, input2, w) for w in tw]),
+        None if tw is None else torch.stack([torch.bilinear(input1, input2, w.to(weight.dtype)) for w in tw]),
         scale_tangent(bias, y, y.dim() - 1),
     )
     return attach(y, t, bias)

@@ -23,6 +23,8 @@ from fwdgrad.dual.folding import total
 from fwdgrad.dual.tensor import dense, structured
 from fwdgrad.tangents import LowRank, PerExample
 
+_aten = torch.ops.aten
+
 Pair = tuple[Any, Any]
 """A primal and its tangents."""
 
@@ -39,9 +41,12 @@ class Weight:
     def __call__(self, x: Tensor, tx: Tensor | None, times: int | None = None) -> Pair:
         """Return x W' + b and ``tx W' + x tW' + tb``; rows are ``times`` times a whole batch, or, if None, packed."""
         y = F.linear(x, self.values, self.bias)
-        return y, total(
-            None if tx is None else F.linear(tx, self.values), self._product(x, times), self._shift(y, times)
-        )
+        t = None if tx is None else F.linear(tx, self.values)
+        if t is not None and isinstance(self.t, LowRank) and t.dtype is self.t.left.dtype:
+            t.baddbmm_(torch.matmul(x, self.t.right.mT), self.t.left)
+        else:
+            t = total(t, self._product(x, times))
+        return y, total(t, self._shift(y, times))
 
     def _product(self, x: Tensor, times: int | None) -> Tensor | None:
         if self.t is None:
@@ -112,8 +117,8 @@ def affine(x: Pair, layer: Layer, count: int, batch: int | None) -> Pair:
 def _vanilla(function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> Callable[..., list[Pair]]:
     def step(g: Pair, state: list[Pair], layer: Layer) -> list[Pair]:
         a, ta = layer.state(state[0])
-        h = function(g[0] + a)
-        return [(h, (g[1] + ta) * slope(h))]
+        h = function(a.add_(g[0]))
+        return [(h, ta.add_(g[1]).mul_(slope(h)))]
 
     return step
 
@@ -121,20 +126,19 @@ def _vanilla(function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Ten
 def _lstm(g: Pair, state: list[Pair], layer: Layer) -> list[Pair]:
     (h, th), (c, tc) = state
     a, ta = layer.state((h, th))
-    a, ta = g[0] + a, g[1] + ta
+    a, ta = a.add_(g[0]), ta.add_(g[1])
     size = c.shape[-1]
     gates = torch.sigmoid(a)
-    slopes = gates * (1 - gates)
-    z = gates[:, 2 * size : 3 * size].copy_(torch.tanh(a[:, 2 * size : 3 * size]))
-    slopes[:, 2 * size : 3 * size] = 1 - z * z
-    ta = ta * slopes
-    i, f, z, o = gates.chunk(4, -1)
-    ti, tf, tz, to = ta.chunk(4, -1)
-    tc = torch.addcmul(f * tc, tf, c).addcmul_(ti, z).addcmul_(tz, i)
-    c = torch.addcmul(f * c, i, z)
+    tgates = _aten.sigmoid_backward(ta, gates)
+    i, f, _, o = gates.split(size, -1)
+    ti, tf, _, to = tgates.split(size, -1)
+    z = torch.tanh(a[:, 2 * size : 3 * size])
+    tz = _aten.tanh_backward(ta[..., 2 * size : 3 * size], z)
+    tc = (f * tc).addcmul_(tf, c).addcmul_(ti, z).addcmul_(tz, i)
+    c = (f * c).addcmul_(i, z)
     bounded = torch.tanh(c)
     h = o * bounded
-    th = torch.addcmul(to * bounded, tc, o * (1 - bounded * bounded))
+    th = (to * bounded).addcmul_(o, _aten.tanh_backward(tc, bounded))
     if layer.projection is not None:
         h, th = layer.projection(h, th, times=1 if layer.padded else None)
     return [(h, th), (c, tc)]
@@ -145,12 +149,13 @@ def _gru(g: Pair, state: list[Pair], layer: Layer) -> list[Pair]:
     a, ta = layer.state((h, th))
     split = 2 * h.shape[-1]
     gates = torch.sigmoid(g[0][:, :split] + a[:, :split])
-    tgates = (g[1][..., :split] + ta[..., :split]) * (gates * (1 - gates))
+    tgates = _aten.sigmoid_backward(g[1][..., :split] + ta[..., :split], gates)
     (r, u), (tr, tu) = gates.chunk(2, -1), tgates.chunk(2, -1)
     last, tlast = a[:, split:], ta[..., split:]
     n = torch.tanh(torch.addcmul(g[0][:, split:], r, last))
-    tn = (g[1][..., split:] + tr * last + r * tlast) * (1 - n * n)
-    return [(n + u * (h - n), tn + tu * (h - n) + u * (th - tn))]
+    tn = _aten.tanh_backward(torch.addcmul(g[1][..., split:], tr, last).addcmul_(r, tlast), n)
+    away = h - n
+    return [(torch.addcmul(n, u, away), torch.addcmul(tn, tu, away).addcmul_(u, th - tn))]
 
 
 CELLS: dict[str, Callable[..., list[Pair]]] = {
