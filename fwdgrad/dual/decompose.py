@@ -13,7 +13,15 @@ from typing import Any
 import torch
 
 _ENTRANCES = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-_MODULES = ("torch.nn.functional", "torch.functional", "torch._tensor", "torch.nn.init", "torch.special", "torch")
+_MODULES = (
+    "torch.nn.functional",
+    "torch.functional",
+    "torch._tensor",
+    "torch.nn.init",
+    "torch.special",
+    "torch",
+    "torch._lowrank",
+)
 
 
 def _never(*args: Any) -> bool:

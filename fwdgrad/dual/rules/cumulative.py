@@ -74,3 +74,12 @@ def _running(name: str) -> None:
 
 _running("cummax")
 _running("cummin")
+
+
+@rule(torch.frexp)
+def frexp(input: Tensor) -> Any:
+    """Push t 2^-e for the mantissa x 2^-e; the exponent has no derivative."""
+    out, t = torch.frexp(input), tangent(input)
+    if t is None:
+        return out
+    return torch.return_types.frexp((dual(out.mantissa, t * torch.exp2(-out.exponent.to(t.dtype))), out.exponent))

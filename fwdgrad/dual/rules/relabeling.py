@@ -65,7 +65,7 @@ def _refusing(name: str) -> None:
     rule(method, exact=True)(handler)
 
 
-for _name in ("resize_", "resize_as_", "set_"):
+for _name in ("resize_", "resize_as_"):
     _refusing(_name)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fwdgrad.dual.forms import align, attach, per_direction, shift
+from fwdgrad.dual.inplace import own_or_none
 from fwdgrad.dual.registry import register, rule
 from fwdgrad.dual.tensor import dual, tangent
 
@@ -131,3 +132,13 @@ def fill(input: Tensor, value: Any) -> Tensor:
     """Spread the tangent of the value."""
     y, t = torch.fill(input, value), tangent(value)
     return attach(y, None if t is None else align(t, y.dim()).expand(t.shape[0], *y.shape).clone())
+
+
+@rule(Tensor.fill_diagonal_)
+def fill_diagonal_(input: Tensor, fill_value: Any, wrap: bool = False) -> Tensor:
+    """Set the tangents of the diagonal to zero."""
+    target = own_or_none(input, "Tensor.fill_diagonal_", False)
+    if target is not None:
+        for piece in target.unbind(0):
+            piece.fill_diagonal_(0, wrap)
+    return Tensor.fill_diagonal_(input, fill_value, wrap)
