@@ -14,14 +14,22 @@ Closure = Callable[[Any], Tensor]
 class BoundModel(nn.Module):
     """Holds a model as a submodule, so that ``functional_call`` reaches it however the closure calls it.
 
-    Can be kept from step to step; ``tied`` says whether any tensor of the model goes by two names.
+    Can be kept from step to step. ``ties`` has, for each place in the model whose tensor goes by an earlier name as well,
+    that name. A module that is registered twice holds its tensors in one place: replacing them there twice, as
+    ``functional_call`` does with ties of its own, would keep it from putting the parameters back.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-        self.tied = len({id(tensor) for _, tensor in every}) < len(every)
+        names: dict[int, str] = {}
+        self.ties: dict[str, str] = {}
+        for prefix, module in self.named_modules():
+            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    name = f"{prefix}.{key}"
+                    if names.setdefault(id(tensor), name) != name:
+                        self.ties[name] = names[id(tensor)]
         self.tensors = [id(tensor) for tensor in (*model.parameters(), *model.buffers())]
 
     def forward(self, closure: Closure) -> Tensor:
@@ -45,14 +53,9 @@ class FunctionalModel:
     """
 
     def __init__(self, model: nn.Module, closure: Closure, bound: BoundModel | None = None) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        check_trainable(model)
         parameters = dict(model.named_parameters())
         self.parameters = {name: param for name, param in parameters.items() if param.requires_grad}
-        if not self.parameters:
-            raise ValueError(
-                f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train"
-            )
         self.params: dict[str, Tensor] = {name: param.detach() for name, param in self.parameters.items()}
         self._buffers = dict(model.named_buffers())
         if bound is None or bound.model is not model or bound.tensors != list(
@@ -65,7 +68,8 @@ class FunctionalModel:
     def __call__(self, params: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         state = {f"model.{name}": value for name, value in params.items()}
         state |= {f"model.{name}": buffer.clone() for name, buffer in self._buffers.items()}
-        loss = torch.func.functional_call(self.bound, state, (self._closure,), tie_weights=self.bound.tied)
+        state |= {tie: state[name] for tie, name in self.bound.ties.items() if name in state}
+        loss = torch.func.functional_call(self.bound, state, (self._closure,), tie_weights=False)
         return check_loss(loss), {name: state[f"model.{name}"] for name in self._buffers}
 
     def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
@@ -73,6 +77,26 @@ class FunctionalModel:
         with torch.no_grad():
             for name, value in buffers.items():
                 self._buffers[name].copy_(value)
+
+
+def check_trainable(model: object) -> None:
+    """Raise unless the model is a module with a trainable parameter."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not any(param.requires_grad for param in model.parameters()):
+        raise ValueError(
+            f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train"
+        )
+
+
+def check_independent_examples(model: nn.Module, method: str) -> None:
+    """Raise ValueError if a layer makes the loss of one example depend on the others, which ``method`` cannot bear."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+            raise ValueError(
+                f"{name}: BatchNorm in training mode makes each example's loss depend on the others, and {method} "
+                "needs them independent; use GroupNorm or LayerNorm, or put the layer in eval mode"
+            )
 
 
 def check_loss(loss: object) -> Tensor:

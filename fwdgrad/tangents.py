@@ -165,6 +165,11 @@ class PerExample:
         self._draw = draw
         self._factors: tuple[Tensor, Tensor | None] | None = None
 
+    @property
+    def drawn(self) -> bool:
+        """Whether the factors were asked for: whether the parameter took part in what was computed."""
+        return self._factors is not None
+
     def factors(self, batch_size: int) -> tuple[Tensor, Tensor | None]:
         """Return (left, right) for a batch, drawing them at the first call.
 

@@ -32,8 +32,6 @@ class Method:
     uses_autograd: bool = False
     per_example: bool = False
     """Every example of the batch has its own direction, so that none may depend on another."""
-    needs_every_parameter: bool = False
-    """A trainable parameter that takes no part in the loss is an error."""
 
 
 def shared_second_moment(excess: float, per_example: Tensor) -> Tensor:
@@ -69,7 +67,7 @@ def _forward_gradient(direction: str, engine: str) -> Method:
     limits = DIFFERENCES if engine == "finite_difference" else {}
     make = partial(ForwardGradient, direction=direction, engine=engine)
     per_example = direction == "per_example"
-    return Method(make, SECOND_MOMENTS[direction], per_example=per_example, needs_every_parameter=per_example, **limits)
+    return Method(make, SECOND_MOMENTS[direction], per_example=per_example, **limits)
 
 
 METHODS: dict[str, Method] = {

@@ -11,7 +11,7 @@ import samples
 import torch
 from torch import Tensor, nn
 
-from fwdgrad import Backprop, ForwardGradient, forward_gradient
+from fwdgrad import ActivityPerturbation, Backprop, ForwardGradient, forward_gradient
 from fwdgrad.directions import make_direction
 
 MODEL, CLOSURE = samples.mlp()
@@ -45,10 +45,25 @@ def test_a_closure_that_returns_no_loss(
     assert all(param.grad is None for param in MODEL.parameters())
 
 
+@every_estimator
 @pytest.mark.parametrize("model", [lambda x: x, "model", None, nn.Linear])
-def test_a_model_that_is_no_module(model: Any) -> None:
+def test_a_model_that_is_no_module(model: Any, estimator: Any) -> None:
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got (function|str|NoneType|type)"):
-        ForwardGradient()(model, CLOSURE)
+        estimator(model, CLOSURE)
+
+
+@pytest.mark.parametrize("estimator", [ForwardGradient("per_example", engine="dual"), ActivityPerturbation()])
+def test_examples_that_depend_on_each_other(estimator: Any) -> None:
+    model = nn.Sequential(nn.Linear(X.shape[1], 3), nn.BatchNorm1d(3))
+    closure = lambda model: model(X).square().mean(1)  # noqa: E731
+    with pytest.raises(ValueError, match="1: BatchNorm in training mode makes each example's loss depend on the others"):
+        estimator(model, closure)
+    assert all(param.grad is None for param in model.parameters())
+    estimator(model.eval(), closure)
+
+
+def test_a_count_may_be_any_integer_type() -> None:
+    assert ForwardGradient(num_directions=np.int64(4)).num_directions == 4
 
 
 @every_estimator

@@ -37,9 +37,14 @@ class Func:
         # Forward mode works on under no_grad, which makes sure that nothing is recorded for a backward pass.
         # Fused attention has no formula in it, the plain one does.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            if self._evaluate is None:
-                return self._first_compiled(fn, dict(params), dense)
-            return self._evaluate(fn, dict(params), dense)
+            try:
+                if self._evaluate is None:
+                    return self._first_compiled(fn, dict(params), dense)
+                return self._evaluate(fn, dict(params), dense)
+            except NotImplementedError as error:
+                raise NotImplementedError(
+                    f"engine='func': {str(error).splitlines()[0]} Use engine='dual', which has rules of its own."
+                ) from error
 
     def _first_compiled(self, fn: Function, params: dict[str, Tensor], dense: dict[str, Tensor]) -> Evaluation:
         """Compile, compare with an eager evaluation, and keep the compiled function only if they agree."""

@@ -16,7 +16,7 @@ from fwdgrad.directions import LowRank, PerExample
 from fwdgrad.dual import directional_derivatives, perturb, perturbed
 from fwdgrad.estimators.base import StepRecord, check_positive_integer
 from fwdgrad.estimators.local_gradients import LOCAL_GRADIENTS
-from fwdgrad.functional import BoundModel, Closure, FunctionalModel
+from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_independent_examples
 from fwdgrad.randomness import KeyedGenerator, global_random_state
 
 _RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
@@ -201,12 +201,7 @@ class ActivityPerturbation:
         key = (function.bound, model.training, tuple(function.parameters))
         if self.plan is not None and self.plan.key == key:
             return self.plan
-        for name, layer in model.named_modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
-                raise ValueError(
-                    f"{name}: BatchNorm in training mode makes each example's loss depend on the others, and activity "
-                    "perturbation needs them independent; use GroupNorm or LayerNorm, or put the layer in eval mode"
-                )
+        check_independent_examples(model, "activity perturbation")
         sites = find_sites(model, function)
         replay()
         owned = {

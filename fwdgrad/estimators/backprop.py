@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fwdgrad.estimators.base import StepRecord
-from fwdgrad.functional import Closure, check_loss
+from fwdgrad.functional import Closure, check_loss, check_trainable
 
 
 class Backprop:
@@ -28,10 +28,7 @@ class Backprop:
 
     def __call__(self, model: nn.Module, closure: Closure) -> Tensor:
         """Return the detached loss ``closure(model)`` and accumulate its gradient into ``p.grad``."""
-        if not any(param.requires_grad for param in model.parameters()):
-            raise ValueError(
-                f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train"
-            )
+        check_trainable(model)
         losses = self._losses(model, closure)
         loss = losses.mean()
         loss.backward()

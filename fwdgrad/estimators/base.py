@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from fwdgrad.functional import Closure
 from fwdgrad.optim import FactoredSGD
-from fwdgrad.tangents import Tangent
+from fwdgrad.tangents import PerExample, Tangent
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,12 @@ class Estimator(Protocol):
 
 
 def deposit(param: nn.Parameter, tangent: Tangent, alpha: Tensor, optimizer: FactoredSGD | None) -> None:
-    """Accumulate ``sum_k alpha_k v_k``: as factors into the optimizer if there is one, else into ``param.grad``."""
+    """Accumulate ``sum_k alpha_k v_k``: as factors into the optimizer if there is one, else into ``param.grad``.
+
+    A parameter that took no part in the loss is left alone, as ``backward()`` would.
+    """
+    if isinstance(tangent, PerExample) and not tangent.drawn:
+        return
     if optimizer is not None:
         optimizer.deposit(param, tangent, alpha)
         return
@@ -52,6 +58,6 @@ def deposit(param: nn.Parameter, tangent: Tangent, alpha: Tensor, optimizer: Fac
 
 def check_positive_integer(name: str, value: object) -> int:
     """Return the value, or raise ValueError unless it is an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return value
+    return int(value)

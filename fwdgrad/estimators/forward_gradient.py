@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fwdgrad.directions import Direction, SampleFunction, is_per_example, make_direction
 from fwdgrad.engines import Engine, Evaluation, Func, Function, make_engine
 from fwdgrad.estimators.base import StepRecord, check_positive_integer, deposit
-from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_loss
+from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_independent_examples, check_loss
 from fwdgrad.optim import FactoredSGD
 from fwdgrad.randomness import KeyedGenerator, global_random_state
 from fwdgrad.tangents import Tangent
@@ -85,6 +85,8 @@ class ForwardGradient:
         self._bound = function.bound
         chunks = []
         for evaluation, tangents in self._evaluate(function, function.params):
+            if not chunks and is_per_example(tangents):
+                check_independent_examples(model, "a per-example direction")
             chunks.append(evaluation)
             coefficients = _coefficients(evaluation, tangents, self.num_directions)
             if self.reduce is not None:
