@@ -123,6 +123,7 @@ def _run_job(task: Task, cfg: DictConfig, resumption: Resumption | None, errors:
         with warnings.catch_warnings():
             # Raised by PyTorch about itself when its own forward-mode formulas are loaded.
             warnings.filterwarnings("ignore", message=r"`torch\.jit", category=FutureWarning)
+            warnings.showwarning = lambda message, *_: log.warning("%s", message)
             objective = task(cfg, folder)
         write_status(folder, "finished")
         return objective

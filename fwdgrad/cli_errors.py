@@ -59,7 +59,8 @@ def explain(error: Exception, configs: Path, config_name: str, overrides: list[s
         return sentence(error)
     if isinstance(error, OSError) and not hasattr(error, "__notes__"):  # Hydra makes the run folder before the run
         return f"cannot write to {error.filename}: {error.strerror}; choose another folder with hydra.run.dir=FOLDER"
-    return "; ".join([sentence(error), *getattr(error, "__notes__", [])])
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return "; ".join([first, *getattr(error, "__notes__", [])])
 
 
 def check_flags(arguments: Sequence[str]) -> None:

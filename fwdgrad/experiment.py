@@ -6,7 +6,8 @@ import inspect
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,6 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     with _section("resume"):
         state = load_checkpoint(Path(cfg.resume), device) if cfg.resume else None
 
-    def context() -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bfloat16" else nullcontext()
-
     trainer = Trainer(
         model=model,
         dataset=dataset,
@@ -113,7 +111,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         folder=folder,
         max_steps=max_steps,
         eval_batch_size=cfg.dataset.eval_batch_size,
-        context=context,
+        context=partial(torch.autocast, device.type, torch.bfloat16) if cfg.precision == "bfloat16" else nullcontext,
         clip_norm=cfg.optimization.clip_norm,
         log_every=cfg.log_every,
         checkpoint_every=cfg.checkpoint_every,

@@ -157,8 +157,10 @@ class Trainer:
         return {"method": type(self.estimator).__name__, "optimizer": type(self.optimizer).__name__}
 
     def _train_step(self, inputs: Tensor, targets: Tensor, progress: Progress) -> None:
+        context = self.context  # torch.compile traces the closure, and must find nothing of the trainer in it
+
         def closure(model: nn.Module) -> Tensor:
-            with self.context():
+            with context():
                 return F.cross_entropy(model(inputs), targets, reduction="none")
 
         self.optimizer.zero_grad()
