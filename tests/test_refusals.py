@@ -54,7 +54,7 @@ def test_a_model_that_is_no_module(model: Any, estimator: Any) -> None:
 
 @pytest.mark.parametrize("estimator", [ForwardGradient("per_example", engine="dual"), ActivityPerturbation()])
 def test_examples_that_depend_on_each_other(estimator: Any) -> None:
-    model = nn.Sequential(nn.Linear(X.shape[1], 3), nn.BatchNorm1d(3))
+    model = nn.Sequential(nn.Linear(X.shape[1], 3), nn.BatchNorm1d(3)).double()
     closure = lambda model: model(X).square().mean(1)  # noqa: E731
     with pytest.raises(ValueError, match="1: BatchNorm in training mode makes each example's loss depend on the others"):
         estimator(model, closure)
