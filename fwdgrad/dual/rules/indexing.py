@@ -98,7 +98,7 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
         return y
     shape = torch.broadcast_shapes(input.shape, mask.shape)
     t = align(t, len(shape)).expand(t.shape[0], *shape)
-    return dual(y, t[:, mask.expand(shape)] if shape else t[:, None][:, : y.numel()])
+    return dual(y, t[:, mask.expand(shape)] if shape else t[:, None][:, : y.numel()].clone())
 
 
 @composite(torch._unsafe_index)
