@@ -24,13 +24,14 @@ KNOWN_WRONG[Tensor.scatter_reduce_] = KNOWN_WRONG[torch.scatter_reduce]
 
 WHERE: dict[str, str] = {
     "cholesky_inverse": "everywhere",
-    "cholesky_solve": "where b.shape == L.shape[:-1], or where L or its tangent is not zero in the other triangle",
-    "triangular_solve": "with transpose or unitriangular, or where the tangent is not zero in the other triangle",
+    "cholesky_solve": "where b.shape == L.shape[:-1], or where L or its tangent is not triangular",
+    "triangular_solve": "with transpose or unitriangular, or where the tangent is not triangular",
     "scatter_reduce": "with reduce='prod'",
     "linalg.det": "at singular matrices, where it is 0 instead of tr(adj(A) dA), as in reverse mode",
     "linalg.svd": "with full_matrices=True, where the vectors past the last singular value have the tangent 0",
+    "nn.functional.linear_cross_entropy": "in chunks, with options=LinearCrossEntropyOptions(batch_chunk_size=...)",
 }
-"""Where PyTorch's forward mode is wrong without saying so, by name in ``torch``; the last two have rules of ours."""
+"""Where PyTorch's forward mode is wrong without saying so, by name in ``torch``; ours is right in all these places."""
 
 
 def make_refusal(function: Any, remedy: str) -> Callable[..., Any]:

@@ -195,6 +195,44 @@ def test_single_precision_stays_single() -> None:
     assert fwdgrad.dual.jvp(linalg.eigvals, (A,), (A,))[1].dtype == torch.complex64
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        linalg.solve,
+        lambda A, B: linalg.inv(A),
+        lambda A, B: linalg.pinv(A),
+        lambda A, B: linalg.det(A),
+        lambda A, B: linalg.lstsq(A, B).solution,
+        lambda A, B: linalg.matrix_norm(A, "nuc") * B,
+    ],
+)
+def test_autocast_leaves_single_precision(function) -> None:
+    A, B = made(regular(8, 8)), made(regular(8, 8), seed=1)
+    vs = made(general(8, 8), seed=2), made(general(8, 8), seed=3)
+    exact = fwdgrad.dual.jvp(function, (A, B), vs)[1]
+
+    def cast(A, B):
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(A, B)
+
+    single, directions = (A.float(), B.float()), tuple(v.float() for v in vs)
+    y, t = fwdgrad.dual.jvp(cast, single, directions, fallback="error")
+    assert y.dtype == t.dtype == torch.float32
+    torch.testing.assert_close(t, exact.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_takes_matrices_that_it_made_half() -> None:
+    A = made(regular(4, 4), torch.float32)
+
+    def function(A):
+        with torch.autocast("cpu", torch.bfloat16):
+            return linalg.inv(A @ A)
+
+    y, t = fwdgrad.dual.jvp(function, (A,), (A,), fallback="error")
+    assert y.dtype == t.dtype == torch.float32
+    torch.testing.assert_close(t, -2 * linalg.inv(A @ A), rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("function", [linalg.inv, linalg.det, linalg.slogdet, linalg.svdvals, linalg.eigh, linalg.qr])
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3, 3), (2, 0, 0)])
 def test_empty_matrices(function, shape) -> None:

@@ -28,7 +28,7 @@ ENTRIES = [
 
 @pytest.mark.parametrize("op", ENTRIES, ids=[op_samples.name_of(op) for op in ENTRIES])
 def test_samples(op) -> None:
-    examine(op, limit=40)
+    examine(op, limit=16)
 
 
 @pytest.mark.slow

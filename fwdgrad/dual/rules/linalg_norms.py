@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fwdgrad.dual.forms import composite, nondifferentiable
-from fwdgrad.dual.rules.linalg_tools import linalg_rule
+from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import dual, tangent
 
 nondifferentiable(torch.linalg.matrix_rank)
 
 
-@linalg_rule(torch.linalg.vector_norm)
+@rule(torch.linalg.vector_norm)
 def vector_norm(
     x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fwdgrad.dual.registry import register
-from fwdgrad.dual.tensor import dual
+from fwdgrad.dual.tensor import dual, tangent
 
 Rule = Callable[..., Any]
 
@@ -20,7 +20,8 @@ Rule = Callable[..., Any]
 def linalg_rule(*functions: Any) -> Callable[[Rule], Rule]:
     """Enter a rule as ``rule`` does, for the functions this PyTorch has, however the first argument is named.
 
-    ``torch.linalg.inv(A=x)`` and ``torch.inverse(input=x)`` are one rule, whose first parameter is positional.
+    ``torch.linalg.inv(A=x)`` and ``torch.inverse(input=x)`` are one rule, whose first parameter is positional. Under
+    autocast, PyTorch computes these functions in single precision; so does the rule, its products included.
     """
 
     def enter(handler: Rule) -> Rule:
@@ -28,12 +29,23 @@ def linalg_rule(*functions: Any) -> Callable[[Rule], Rule]:
             if not args:
                 name = next(name for name in ("A", "input", "self", "x", "LU", "B", "b", "L") if name in kwargs)
                 args = (kwargs.pop(name),)
-            return handler(*args, **kwargs)
+            first = args[0]
+            if not torch.is_autocast_enabled(first.device.type):
+                return handler(*args, **kwargs)
+            with torch.autocast(first.device.type, enabled=False):
+                return handler(*map(_single, args), **{key: _single(value) for key, value in kwargs.items()})
 
         register(call, *[function for function in functions if function is not None])
         return handler
 
     return enter
+
+
+def _single(x: Any) -> Any:
+    if not isinstance(x, Tensor) or x.dtype not in (torch.bfloat16, torch.float16):
+        return x
+    t = tangent(x)
+    return dual(x.float(), None if t is None else t.float())
 
 
 def named(out: Any, **tangents: Tensor | None) -> Any:
