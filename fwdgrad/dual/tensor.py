@@ -102,6 +102,8 @@ def name_of(func: Any) -> str:
     if getattr(func, "__name__", "") == "__get__" and owner is not None:
         return f"Tensor.{owner.__name__}"
     name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
+    if name.startswith("pybind11_"):  # the name of a record of the binding, which differs between builds
+        name = name.rpartition(".")[2]
     return name.replace("_VariableFunctionsClass.", "torch.").replace("TensorBase.", "Tensor.")
 
 

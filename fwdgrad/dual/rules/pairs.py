@@ -33,6 +33,9 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
 
     Where the norm is below eps it is constant, and the term with y drops out.
     """
+    if x1.dim() == 0 and x2.dim() == 0:
+        with torch._C._EnableTorchFunction():
+            return torch.cosine_similarity(x1.reshape(1), x2.reshape(1), 0, eps)
     y = torch.cosine_similarity(x1, x2, dim, eps)
     t1, t2 = tangent(x1), tangent(x2)
     if t1 is None and t2 is None:
