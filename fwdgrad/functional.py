@@ -14,7 +14,7 @@ Closure = Callable[[Any], Tensor]
 class BoundModel(nn.Module):
     """Holds a model as a submodule, so that ``functional_call`` reaches it however the closure calls it.
 
-    Can be kept from step to step. ``ties`` has, for each place in the model whose tensor goes by an earlier name as well,
+    Can be kept from step to step. ``ties`` has, for each place in the model whose tensor goes by an earlier name too,
     that name. A module that is registered twice holds its tensors in one place: replacing them there twice, as
     ``functional_call`` does with ties of its own, would keep it from putting the parameters back.
     """
@@ -58,8 +58,10 @@ class FunctionalModel:
         self.parameters = {name: param for name, param in parameters.items() if param.requires_grad}
         self.params: dict[str, Tensor] = {name: param.detach() for name, param in self.parameters.items()}
         self._buffers = dict(model.named_buffers())
-        if bound is None or bound.model is not model or bound.tensors != list(
-            map(id, (*parameters.values(), *self._buffers.values()))
+        if (
+            bound is None
+            or bound.model is not model
+            or bound.tensors != list(map(id, (*parameters.values(), *self._buffers.values())))
         ):
             bound = BoundModel(model)
         self.bound = bound

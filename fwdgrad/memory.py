@@ -29,7 +29,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device | str = "cpu") -
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         step()
     held = peak = 0
-    for event in trace.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in trace.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)

@@ -203,3 +203,22 @@ def test_the_function_is_pure() -> None:
     assert not torch.equal(first[0], function(function.params)[0])
     function.write_buffers(first[1])
     assert_same(dict(model.named_buffers()), first[1], tolerance=0.0)
+
+
+@every_engine
+def test_a_module_registered_under_two_names_keeps_its_parameters(engine: str) -> None:
+    layer = nn.Linear(3, 3).double()
+    model = nn.Sequential(layer, nn.Tanh(), layer)
+    plain = nn.Sequential(layer, nn.Tanh(), nn.Linear(3, 3).double())
+    plain[2].weight, plain[2].bias = layer.weight, layer.bias
+    params = dict(model.named_parameters())
+
+    def closure(model: nn.Module) -> Tensor:
+        return model(X[:, :3]).square().mean()
+
+    for step in range(2):
+        twice, tied = (ForwardGradient("normal", 2, engine, seed=step) for _ in range(2))
+        twice(model, closure)
+        tied(plain, closure)
+        assert torch.equal(twice.last.directional_derivatives, tied.last.directional_derivatives)
+        assert all(param is params[name] for name, param in model.named_parameters())

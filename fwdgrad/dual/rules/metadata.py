@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from fwdgrad.dual.forms import nondifferentiable
 from fwdgrad.dual.registry import rule
@@ -39,7 +41,7 @@ def _enter() -> None:
         if attribute is not None and hasattr(attribute, "__get__"):
             RULES[attribute.__get__] = attribute.__get__
     for name in _METHODS.split():
-        for owner in (Tensor, torch):
+        for owner in (Tensor,) if name.startswith("__") else (Tensor, torch):
             function = getattr(owner, name, None)
             if callable(function):
                 nondifferentiable(function)
@@ -56,6 +58,12 @@ def requires_grad(x: Tensor) -> bool:
     return type(x) is Dual
 
 
+@rule(Tensor.register_hook, Tensor.register_post_accumulate_grad_hook)
+def register_hook(x: Tensor, hook: Any) -> RemovableHandle:
+    """Forget a hook that a backward pass would run: there will be none."""
+    return RemovableHandle(OrderedDict())
+
+
 @rule(Tensor.__repr__, Tensor.__str__)
 def represent(x: Tensor, **kwargs: Any) -> str:
     """Show the primal and K."""
@@ -65,6 +73,12 @@ def represent(x: Tensor, **kwargs: Any) -> str:
         return text
     count = t.shape[0] if isinstance(t, Tensor) else t.num_directions
     return f"Dual({text}, num_directions={count})"
+
+
+@rule(Tensor.__format__)
+def formatted(x: Tensor, specification: str) -> str:
+    """Format the primal."""
+    return format(x.detach(), specification)
 
 
 @rule(Tensor.__deepcopy__)
