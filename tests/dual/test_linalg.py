@@ -142,6 +142,15 @@ def test_singular_system_raises_as_without_tangents() -> None:
         fwdgrad.dual.jvp(linalg.solve, (A, B), (A, B))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=["real", "complex"])
+def test_logarithm_of_a_singular_determinant_has_no_finite_tangent(dtype) -> None:
+    A = torch.ones(2, 2, 2, dtype=dtype)
+    A[1, 0, 0] = 3
+    t = fwdgrad.dual.jvp(lambda A: linalg.slogdet(A).logabsdet, (A,), (A,), fallback="error")[1]
+    assert t.isnan().tolist() == [True, False]
+    assert t[1] == 2
+
+
 def test_results_keep_their_names_and_take_keywords() -> None:
     A = made(regular(3, 3))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwdgrad.dual.rules.linalg_tools import linalg_rule, named, trace_with
+from fwdgrad.dual.rules.linalg_tools import inverse_or_nan, linalg_rule, named, trace_with
 from fwdgrad.dual.tensor import dual, tangent
 
 
@@ -50,7 +50,7 @@ def slogdet(A: Tensor) -> Any:
     t = tangent(A)
     if t is None:
         return out
-    change = trace_with(torch.linalg.inv_ex(A).inverse, t)
+    change = trace_with(inverse_or_nan(A), t)
     if not A.is_complex():
         return named(out, logabsdet=change)
     return named(out, sign=torch.complex(torch.zeros_like(change.imag), change.imag) * out.sign, logabsdet=change.real)
@@ -61,4 +61,4 @@ def logdet(A: Tensor) -> Tensor:
     """C = log det A: dC = tr(A^-1 dA) (Giles 2008)."""
     value = torch.logdet(A)
     t = tangent(A)
-    return value if t is None else dual(value, trace_with(torch.linalg.inv_ex(A).inverse, t))
+    return value if t is None else dual(value, trace_with(inverse_or_nan(A), t))

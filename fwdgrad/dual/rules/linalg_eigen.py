@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwdgrad.dual.rules.linalg_tools import columns, dagger_part, gaps, linalg_rule, named
+from fwdgrad.dual.rules.linalg_tools import columns, dagger_part, gaps, inverse_or_nan, linalg_rule, named
 from fwdgrad.dual.tensor import dual, tangent
 
 
@@ -76,5 +76,4 @@ def eigvals(A: Tensor) -> Tensor:
     if t is None:
         return torch.linalg.eigvals(A)
     values, V = torch.linalg.eig(A)
-    inverse = torch.linalg.inv_ex(V).inverse
-    return dual(values, (inverse.mT * (t.to(V.dtype) @ V)).sum(-2))
+    return dual(values, (inverse_or_nan(V).mT * (t.to(V.dtype) @ V)).sum(-2))

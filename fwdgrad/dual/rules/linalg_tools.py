@@ -108,6 +108,12 @@ def triangle(t: Tensor, upper: bool, unitriangular: bool = False) -> Tensor:
     return t.triu(offset) if upper else t.tril(-offset)
 
 
+def inverse_or_nan(A: Tensor) -> Tensor:
+    """Return A^-1, with nan for a singular matrix, whose tangents shall not look like numbers."""
+    inverse, info = torch.linalg.inv_ex(A)
+    return torch.where((info == 0)[..., None, None], inverse, torch.nan)
+
+
 def is_vector(matrix: Tensor, rhs: Tensor) -> bool:
     """Return whether ``torch.linalg`` takes a right-hand side for a vector, or a batch of them."""
     return rhs.dim() == 1 or (rhs.dim() == matrix.dim() - 1 and rhs.shape == matrix.shape[:-1])
