@@ -101,6 +101,8 @@ def name_of(func: Any) -> str:
     owner = getattr(func, "__self__", None)
     if getattr(func, "__name__", "") == "__get__" and owner is not None:
         return f"Tensor.{owner.__name__}"
+    if isinstance(func, torch._ops.OpOverloadPacket):
+        return func._qualified_op_name
     name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or repr(func)
     if name.startswith("pybind11_"):  # the name of a record of the binding, which differs between builds
         name = name.rpartition(".")[2]
