@@ -167,6 +167,9 @@ def _decompositions() -> Iterator[Case]:
             )
     for k in (2, 3):
         yield Case(f"householder_product {k}", linalg.householder_product, (general(2, 4, 3), general(2, k)))
+    for name, shape in {"": (2, 3, 3), " tall": (4, 3), " wide": (3, 5)}.items():
+        yield Case(f"geqrf{name}", torch.geqrf, (general(*shape),), {"reverse": False})
+    yield Case("geqrf and orgqr", lambda A: torch.orgqr(*torch.geqrf(A)), (general(2, 4, 3),), {"reverse": False})
     yield Case("orgqr", torch.orgqr, (general(3, 3), general(3)))
     for left in (False, True):
         for transpose in (False, True):

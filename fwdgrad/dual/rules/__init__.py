@@ -4,7 +4,7 @@ How to write one:
 
 A rule is entered for a PyTorch function and serves all its spellings: ``torch.f``, ``Tensor.f``, ``torch.special.f``,
 known aliases, and in place ``Tensor.f_`` (by copying the result, unless a rule for ``Tensor.f_`` itself is given).
-Functions of ``torch.nn.functional`` and ``torch.linalg`` are named explicitly: ``unary(torch.sigmoid, ..., F.sigmoid)``.
+Functions of ``torch.nn.functional`` and ``torch.linalg`` are named explicitly: ``linear(F.pad)``.
 A Python function of PyTorch (``F.mse_loss``, ``torch.einsum``) needs none: its body is run on Duals.
 
 Tangents have a leading K, always: (K, *x.shape). The forms (``fwdgrad.dual.forms``), shortest first:

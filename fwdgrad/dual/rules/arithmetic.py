@@ -104,13 +104,11 @@ def _add_to(x: Tensor, y: Any, alpha: Any, name: str) -> Tensor:
 def mul_(input: Tensor, other: Any) -> Tensor:
     """Scale tx in place, then add x ty."""
     ty = tangent(other)
-    if ty is not None and other is input:
-        ty = ty.clone()
     target = own_or_none(input, "Tensor.mul_", ty is not None)
-    if target is not None:
+    if target is not None and ty is None:
         target.mul_(other)
-        if ty is not None:
-            target.add_(align(ty, input.dim()) * input)
+    elif target is not None:  # all of it before any is written: ty may lie in the same memory
+        target.copy_(torch.addcmul(target * other, align(tangent(other), input.dim()), input))
     return Tensor.mul_(input, other)
 
 

@@ -41,12 +41,20 @@ def _larger(x: Any, y: Any, z: Tensor) -> Tensor:
 
 maximum = binary(torch.maximum, _larger, lambda x, y, z: _larger(y, x, z))
 minimum = binary(torch.minimum, lambda x, y, z: _larger(y, x, z), _larger)
-binary(torch.fmax, lambda x, y, z: (x >= y) | torch.isnan(y), lambda x, y, z: ~((x >= y) | torch.isnan(y)))
-binary(torch.fmin, lambda x, y, z: (x <= y) | torch.isnan(y), lambda x, y, z: ~((x <= y) | torch.isnan(y)))
+binary(
+    torch.fmax,  # a number is larger than NaN here, and smaller than NaN below
+    lambda x, y, z: _larger(x, y, z) + torch.isnan(y),
+    lambda x, y, z: _larger(y, x, z) + torch.isnan(x),
+)
+binary(
+    torch.fmin,
+    lambda x, y, z: _larger(y, x, z) + torch.isnan(y),
+    lambda x, y, z: _larger(x, y, z) + torch.isnan(x),
+)
 
 
 def _log_where(x: Any, y: Tensor) -> Tensor:
-    """log(y), 0 where x = 0 and y <= 0: the derivative of x log(y) by x in reverse mode."""
+    """The logarithm of y, 0 where x = 0 and y <= 0: the derivative of x log(y) by x in reverse mode."""
     y = torch.as_tensor(y)
     return torch.where(torch.logical_and(torch.as_tensor(x) == 0, y <= 0), 0.0, torch.log(y))
 
@@ -60,7 +68,7 @@ binary(
 
 
 def _gamma_density(a: Tensor, x: Tensor) -> Tensor:
-    """The derivative of gammainc(a, x) by x: x^(a-1) e^-x / Gamma(a)."""
+    """Return the derivative of gammainc by x: x^(a-1) e^-x / Gamma(a)."""
     return torch.exp((a - 1) * torch.log(x) - x - torch.lgamma(a))
 
 

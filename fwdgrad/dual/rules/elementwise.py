@@ -86,7 +86,7 @@ unary(_special.spherical_bessel_j0, lambda x, y: _over(torch.cos(x) - y, x, 0.0)
 
 
 def _over(y: Tensor, x: Tensor, at_zero: float) -> Tensor:
-    """y / x with its limit at x = 0."""
+    """Divide, with the limit of the quotient at x = 0."""
     return torch.where(x == 0, torch.full_like(y, at_zero), y / x)
 
 

@@ -9,11 +9,12 @@ d(H Y) = H dY - (dtau v v^H + tau dv v^H + tau v dv^H) Y.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fwdgrad.dual.rules.linalg_tools import linalg_rule
+from fwdgrad.dual.rules.linalg_tools import linalg_rule, named
 from fwdgrad.dual.tensor import dual, tangent
 
 
@@ -72,3 +73,38 @@ def ormqr(input: Tensor, tau: Tensor, other: Tensor, left: bool = True, transpos
         tau, ttau = tau.conj(), None if ttau is None else ttau.conj()
     pushed = _apply(input, tau, Y, (tA, ttau, tY), order if adjoint else reversed(order))
     return dual(out, pushed if left else pushed.mH)
+
+
+@linalg_rule(torch.geqrf)
+def geqrf(input: Tensor) -> Any:
+    """H_i^H x = b e_1: db = Re(x^H dx) / b, dtau = ((1 - tau) db - dx_1) / b, dv = (dx - v (dx_1 - db)) / (x_1 - b).
+
+    Below the diagonal v is kept, on and above it R; the reflectors are those of LAPACK (``?larfg``), so that b is real.
+    """
+    out = torch.geqrf(input)
+    t = tangent(input)
+    if t is None:
+        return out
+    packed, tau = out
+    t, Y = t.clone(), input.clone()
+    ttau = torch.zeros((t.shape[0], *tau.shape), dtype=tau.dtype, device=tau.device)
+    for i in range(tau.shape[-1]):
+        factor, b = tau[..., i, None], packed[..., i, i, None]
+        x, tx = Y[..., i:, i], t[..., i:, i]
+        v = torch.cat([torch.ones_like(b), packed[..., i + 1 :, i]], -1)
+        tb = (x.conj() * tx).sum(-1, keepdim=True) / b
+        tb = tb.real if tb.is_complex() else tb
+        first = tx[..., :1]
+        some = factor != 0  # a column that is b e_1 already is left as it is
+        ttau[..., i] = torch.where(some, ((1 - factor) * tb - first) / b, torch.zeros_like(first))[..., 0]
+        tv = torch.where(some, (tx - v * (first - tb)) / (x[..., :1] - b), torch.zeros_like(tx))
+        tv[..., 0] = 0
+        v, tv, factor = v.unsqueeze(-1), tv.unsqueeze(-1), factor.unsqueeze(-1).conj()
+        rest, trest = Y[..., i:, i:], t[..., i:, i:]
+        inner = v.mH @ rest
+        change = ttau[..., i, None, None].conj() * inner + factor * (tv.mH @ rest + v.mH @ trest)
+        trest -= v @ change + factor * (tv @ inner)
+        rest -= factor * (v @ inner)
+        t[..., i + 1 :, i] = tv[..., 1:, 0]
+        Y[..., i + 1 :, i] = packed[..., i + 1 :, i]
+    return named(out, a=t, tau=ttau)

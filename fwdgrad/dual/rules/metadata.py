@@ -17,7 +17,8 @@ from fwdgrad.dual.tensor import RULES, Dual, DualError, dense, structured, tange
 
 _PROPERTIES = """
 shape dtype device layout ndim is_leaf is_sparse is_sparse_csr is_cuda is_cpu is_meta is_mps is_xpu is_mkldnn is_nested
-is_quantized is_ipu is_maia is_mtia is_vulkan is_xla is_hpu is_ort itemsize nbytes names name output_nr data grad grad_fn
+is_quantized is_ipu is_maia is_mtia is_vulkan is_xla is_hpu is_ort itemsize nbytes names
+name output_nr data grad grad_fn
 _base _version _backward_hooks retains_grad _grad volatile _cdata _grad_fn
 """
 _METHODS = """
