@@ -66,7 +66,7 @@ def correlate_each(x: Tensor, kernels: Tensor, at: Geometry) -> Tensor:
 
 
 def _shifted_sums(z: Tensor, at: Geometry) -> Tensor:
-    """Reduce z (*kernel, R, B, *in) along each kernel dimension: entry j is taken at o * stride + j * dilation - padding."""
+    """Reduce z (*kernel, R, B, *in): entry j of a dimension is taken at o * stride + j * dilation - padding."""
     spatial = len(at.out)
     for i in reversed(range(spatial)):
         entries = z.unbind(i)

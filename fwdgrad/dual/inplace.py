@@ -78,8 +78,8 @@ def promote(x: Tensor, name: str) -> Dual:
     if count > len(known) or (base is not None and type(base) is not Tensor):
         raise DualError(
             f"{name}: a Dual is written in place into a plain tensor of shape {tuple(x.shape)} whose memory other "
-            "plain tensors see, and these cannot carry the tangent; write into x.clone(), or use the out-of-place operation "
-            "(torch.cat, torch.stack, torch.where)"
+            "plain tensors see, and these cannot carry the tangent; write into x.clone(), or use the out-of-place "
+            "operation (torch.cat, torch.stack, torch.where)"
         )
     root = x if base is None else base
     here = current()

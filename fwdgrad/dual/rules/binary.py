@@ -86,7 +86,7 @@ binary(_special.zeta, _refuse("zeta"), lambda x, q, z: -x * _special.zeta(x + 1,
 
 @rule(torch.polygamma)
 def polygamma(input: Any, other: Any) -> Tensor:
-    """Push t polygamma(n + 1, x); torch.polygamma(n, x) and x.polygamma(n) differ in order."""
+    """Push t times the next polygamma; the function has n first, the method x."""
     n, x = (input, other) if isinstance(input, int) else (other, input)
     y, t = torch.polygamma(n, x), tangent(x)
     return attach(y, None if t is None else t * torch.polygamma(n + 1, x))
