@@ -152,6 +152,7 @@ def _decompositions() -> Iterator[Case]:
         yield Case(f"torch.lu{name}", lambda A: torch.lu(A)[0], (general(*shape),))
         yield Case(f"qr{name}", linalg.qr, (general(*shape),))
         yield Case(f"qr r{name}", lambda A: linalg.qr(A, mode="r").R, (general(*shape),), {"reverse": False})
+    yield Case("qr complete tall", lambda A: linalg.qr(A, mode="complete"), (general(2, 5, 3),), {"reverse": False})
     yield Case("qr complete wide", lambda A: linalg.qr(A, mode="complete"), (general(2, 3, 4),))
     if type(torch.qr) is type(torch.inverse):  # later versions have only a message in its place
         yield Case("torch.qr", torch.qr, (general(4, 3),))

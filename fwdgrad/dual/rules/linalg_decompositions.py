@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fwdgrad.dual.rules.linalg_factored import permuted
+from fwdgrad.dual.rules.linalg_reflectors import geqrf, householder_product
 from fwdgrad.dual.rules.linalg_tools import dagger_part, half_lower, linalg_rule, named, solve_triangle
-from fwdgrad.dual.tensor import DualError, dual, tangent
+from fwdgrad.dual.tensor import dual, tangent
 
 
 def _cholesky(L: Tensor, t: Tensor, upper: bool) -> Tensor:
@@ -122,20 +124,29 @@ def _qr(Q: Tensor, R: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return tQ, Q.mH @ t - (inner - S) @ R
 
 
+def _complete_qr(A: Tensor) -> Any:
+    """Q = H_1 ... H_n, with all of its columns, and R from ``geqrf``."""
+    packed, tau = geqrf(A)
+    out = torch.linalg.qr(A, mode="complete")
+    t = tangent(packed)
+    assert t is not None
+    wider = (0, A.shape[-2] - A.shape[-1])
+    Q = householder_product(dual(pad(packed, wider), pad(t, wider)), tau)
+    return named(out, Q=tangent(Q), R=t.triu())
+
+
 @linalg_rule(torch.linalg.qr)
 def qr(A: Tensor, mode: str = "reduced") -> Any:
     """A = Q R: M = Q^H dA R^-1, S = half_upper(M + M^H), dQ = dA R^-1 - Q S, dR = S R (Walter, Lehmann 2010).
 
-    All modes but a tall "complete", whose last columns of Q have no derivative; "r" computes Q for its own use.
+    The last columns of a tall "complete" move as LAPACK's reflectors do: a loss that depends on them otherwise than
+    through the space that they span depends on that choice. "r" computes Q for its own use.
     """
     t = tangent(A)
     if t is None:
         return torch.linalg.qr(A, mode=mode)
     if mode == "complete" and A.shape[-2] > A.shape[-1]:
-        raise DualError(
-            f"torch.linalg.qr: with mode='complete' the matrix of shape {tuple(A.shape[-2:])} leaves the last columns "
-            "of Q free to turn, so that they have no derivative; use mode='reduced', or mode='r' for R alone"
-        )
+        return _complete_qr(A)
     out = torch.linalg.qr(A, mode="reduced")
     tQ, tR = _qr(out.Q, out.R, t)
     if mode == "r":
