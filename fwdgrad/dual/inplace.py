@@ -19,7 +19,7 @@ from fwdgrad.dual.running import current
 from fwdgrad.dual.tensor import Dual, DualError, mirror, num_directions, tangent
 
 
-def own(x: Dual) -> Tensor:
+def own(x: Dual) -> Any:
     """Return the tangents of x (zeros, if it had none), free to be written in place; views see what is written."""
     root = x._root
     if root is None and not x._viewed:
@@ -47,7 +47,7 @@ def _overlaps(t: Tensor) -> bool:
     return 0 in t.stride() and any(s == 0 and n > 1 for n, s in zip(t.shape, t.stride(), strict=True))
 
 
-def own_or_none(x: Any, name: str, incoming: bool) -> Tensor | None:
+def own_or_none(x: Any, name: str, incoming: bool) -> Any:
     """Return tangents to write to for the target of an in-place operation, or None if it stays without.
 
     Args:
@@ -64,7 +64,7 @@ def own_or_none(x: Any, name: str, incoming: bool) -> Tensor | None:
     return own(promote(x, name))
 
 
-def promote(x: Tensor, name: str) -> Dual:
+def promote(x: Any, name: str) -> Any:
     """Turn a plain tensor that is about to receive a Dual into one, or refuse.
 
     Raises:
@@ -81,7 +81,7 @@ def promote(x: Tensor, name: str) -> Dual:
             "plain tensors see, and these cannot carry the tangent; write into x.clone(), or use the out-of-place "
             "operation (torch.cat, torch.stack, torch.where)"
         )
-    root = x if base is None else base
+    root: Any = x if base is None else base
     here = current()
     for tensor in (root,) if base is None else (root, x):
         tensor.__class__ = Dual
@@ -92,18 +92,23 @@ def promote(x: Tensor, name: str) -> Dual:
     return x
 
 
-def write(x: Tensor, value: Any, name: str) -> Tensor:
-    """Do ``x.copy_(value)`` with tangents, for an x that is dual or plain; return x."""
+def write(x: Any, value: Any, name: str, fresh: bool = False) -> Tensor:
+    """Do ``x.copy_(value)`` with tangents, for an x that is dual or plain; return x.
+
+    A ``fresh`` value is nobody else's, so that x may take its tangents over.
+    """
     t = tangent(value)
     if type(x) is Dual and x._root is None and not x._viewed and t is not None and value.shape == x.shape:
         x._tangent = t if t.dtype is x.dtype else t.to(x.dtype)
-        x._shared = True if value is x else value._shared
+        x._shared = value._shared or not fresh or value._root is not None
+        if not fresh:
+            (value if value._root is None else value._root)._shared = True
     else:
         target = own_or_none(x, name, t is not None)
-        if target is not None and t is None:
-            target.zero_()
-        elif target is not None:
+        if t is not None:
             target.copy_(align_like(t, target))
+        elif target is not None:
+            target.zero_()
     if value is not x:
         Tensor.copy_(x, value)
     return x
@@ -123,6 +128,6 @@ def in_place(handler: Callable[..., Any], name: str) -> Callable[..., Any]:
         result = handler(input, *args, **kwargs)
         if result is input:
             return input
-        return write(input, result, name)
+        return write(input, result, name, fresh=True)
 
     return write_result

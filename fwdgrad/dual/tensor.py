@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fwdgrad.dual.errors import DualError, PerExampleError
+from fwdgrad.dual.masking import Masked
 from fwdgrad.tangents import PerExample, Tangent
 
 RULES: dict[Any, Callable[..., Any]] = {}
@@ -28,14 +30,10 @@ _disabled = torch._C.DisableTorchFunctionSubclass
 _is_grad_enabled = torch.is_grad_enabled
 
 
-class DualError(RuntimeError):
-    """An operation that the dual engine cannot differentiate, and what to do about it."""
-
-
 class Dual(Tensor):
     """A tensor with K tangents; made by ``dual``, read by ``tangent``."""
 
-    _tangent: Tensor | Tangent | None = None  # (K, *shape), or structured (parameters only)
+    _tangent: Tensor | Tangent | Masked | None = None  # (K, *shape), or structured (parameters only)
     _root: Dual | None = None  # the tensor whose memory this one views
     _viewed = False  # other Duals view this one
     _shared = False  # the tangent's memory is also somebody else's: copy before writing
@@ -57,12 +55,8 @@ class Dual(Tensor):
                 if kwargs:
                     return handler(*args, **_checked_keywords(func, kwargs))
                 return handler(*args)
-            except _PerExampleError as error:
+            except PerExampleError as error:
                 raise DualError(f"{name_of(func)}: {error}") from None
-
-
-class _PerExampleError(Exception):
-    """A per-example direction arrived where a rule wanted one tensor per parameter."""
 
 
 def _resolve(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,7 +103,7 @@ def name_of(func: Any) -> str:
     return name.replace("_VariableFunctionsClass.", "torch.").replace("TensorBase.", "Tensor.")
 
 
-def dual(primal: Tensor, tangents: Tensor | None) -> Tensor:
+def dual(primal: Any, tangents: Tensor | None) -> Any:
     """Attach tangents of shape (K, *primal.shape) to a tensor that the rule has just made; None leaves it plain.
 
     The tangent must be new memory, or a view of an argument's tangent where ``primal`` is the same view of that
@@ -126,7 +120,7 @@ def dual(primal: Tensor, tangents: Tensor | None) -> Tensor:
     return primal
 
 
-def dual_sharing(primal: Tensor, tangents: Tensor | None, *sources: Any) -> Tensor:
+def dual_sharing(primal: Any, tangents: Tensor | None, *sources: Any) -> Any:
     """Attach tangents whose memory belongs to the arguments ``sources`` too; they are copied when either is written."""
     out = dual(primal, tangents)
     if tangents is not None:
@@ -137,7 +131,7 @@ def dual_sharing(primal: Tensor, tangents: Tensor | None, *sources: Any) -> Tens
     return out
 
 
-def view_of(source: Tensor, primal: Tensor, tangents: Tensor | None) -> Tensor:
+def view_of(source: Any, primal: Any, tangents: Tensor | None) -> Any:
     """Attach tangents to the result of an operation that may return a view of ``source``, or ``source`` itself."""
     if primal is source or tangents is None:
         return primal
@@ -153,38 +147,7 @@ def view_of(source: Tensor, primal: Tensor, tangents: Tensor | None) -> Tensor:
     return out
 
 
-class Masked:
-    """The tangent of a large ``y = relu(x)`` until somebody asks for it: that of x where y > 0.
-
-    By then x is often gone, and the tangent of x can be masked where it lies instead of being copied.
-    """
-
-    __slots__ = ("tangents", "version")
-
-    def __init__(self, tangents: Tensor, version: int) -> None:
-        self.tangents = tangents
-        self.version = version
-
-    def apply(self, y: Tensor) -> Tensor:
-        """Return the tangents of y."""
-        if y._version != self.version:
-            raise DualError("relu: its result was changed in place under no_grad, or through detach(), before its use")
-        t = self.tangents
-        if sys.getrefcount(t) == 3 and _holders(t) in _ALONE:
-            return torch.ops.aten.threshold_backward.grad_input(t, y, 0, grad_input=t)
-        return torch.ops.aten.threshold_backward.default(t, y, 0)
-
-
-def _holders(t: Tensor) -> tuple[int, int]:
-    """Return how many tensors share the memory of t, and how many references there are to the one it views."""
-    base = t._base
-    return torch._C._storage_Use_Count(t.untyped_storage()._cdata), 0 if base is None else sys.getrefcount(base)
-
-
-_ALONE = (_holders(torch.empty(1)), _holders(torch.empty(1).unsqueeze(0)))  # nobody else sees such a tensor's memory
-
-
-def masked(y: Tensor, tangents: Tensor, x: Tensor) -> Tensor:
+def masked(y: Any, tangents: Tensor, x: Tensor) -> Any:
     """Attach to y = relu(x) the tangents of x, masked when they are asked for."""
     y.__class__ = Dual
     y._tangent = Masked(tangents, y._version)
@@ -200,16 +163,16 @@ def relu_source(y: Tensor) -> Tensor | None:
     return None
 
 
-def seed(primal: Tensor, tangents: Tensor | Tangent) -> Dual:
+def seed(primal: Tensor, tangents: Tensor | Tangent) -> Any:
     """Return a new ``Dual`` over a caller's tensor and tangents, neither of which it will ever write to."""
-    out = primal.detach()
+    out: Any = primal.detach()
     out.__class__ = Dual
     out._tangent = tangents
     out._shared = True
     return out
 
 
-def structured(x: Any) -> Tensor | Tangent | None:
+def structured(x: Any) -> Any:
     """Return the tangents of an argument as they are: dense, structured, or None (plain: zero)."""
     if type(x) is not Dual:
         return None
@@ -235,12 +198,12 @@ def tangent(x: Any) -> Tensor | None:
     return dense(t)
 
 
-def dense(t: Tensor | Tangent | None) -> Tensor | None:
+def dense(t: Any) -> Any:
     """Return tangents read by ``structured`` as one tensor."""
     if t is None or isinstance(t, Tensor):
         return t
     if isinstance(t, PerExample):
-        raise _PerExampleError(
+        raise PerExampleError(
             f"a per-example direction (of a parameter of shape {tuple(t.shape)}) is not supported here; choose a "
             "shared direction for this parameter, such as 'low_rank' or 'rademacher'"
         )
@@ -249,7 +212,7 @@ def dense(t: Tensor | Tangent | None) -> Tensor | None:
 
 def _refresh(x: Dual) -> None:
     """Find the tangent of a view in its root's, which has been laid out anew."""
-    root = x._root
+    root: Any = x._root
     x._tangent = None if root._tangent is None else _same_view(root, root._tangent, x)
     x._epoch = root._epoch
 

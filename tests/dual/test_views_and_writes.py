@@ -89,6 +89,18 @@ def relu_before_its_input_is_overwritten(x):
     return y, z, h
 
 
+def copy_and_go_on_apart(x):
+    a, b = x * 1, x * 2
+    a.copy_(b)
+    a.mul_(3)
+    b.sin_()
+    c = torch.zeros_like(a)
+    c[...] = a
+    c.copy_(a.view(-1).view(3, 4))
+    c.add_(a).mul_(2)
+    return a, b, c
+
+
 def write_to_an_expanded_tangent(x):
     y = x[:, :1] + torch.zeros(3, 4, dtype=x.dtype)
     y.mul_(2)

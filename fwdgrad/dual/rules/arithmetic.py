@@ -105,10 +105,11 @@ def mul_(input: Tensor, other: Any) -> Tensor:
     """Scale tx in place, then add x ty."""
     ty = tangent(other)
     target = own_or_none(input, "Tensor.mul_", ty is not None)
-    if target is not None and ty is None:
-        target.mul_(other)
-    elif target is not None:  # all of it before any is written: ty may lie in the same memory
-        target.copy_(torch.addcmul(target * other, align(tangent(other), input.dim()), input))
+    if ty is None:
+        if target is not None:
+            target.mul_(other)
+    else:  # all of it before any is written: ty may lie in the same memory
+        target.copy_(torch.addcmul(target * other, align(ty, input.dim()), input))
     return Tensor.mul_(input, other)
 
 

@@ -41,6 +41,7 @@ def batch_norm(
         x = input - input.mean(batch, keepdim=True, dtype=wide)
         i = torch.rsqrt((x * x).mean(batch, keepdim=True) + eps)
     else:
+        assert running_mean is not None and running_var is not None
         x = input - running_mean.view(column)
         i = torch.rsqrt(running_var.view(column) + eps)
     shift, factor = tb, None if tw is None else tw * i

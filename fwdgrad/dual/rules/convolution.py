@@ -15,7 +15,7 @@ from fwdgrad.dual.correlation import Geometry, correlate, correlate_each
 from fwdgrad.dual.folding import scale_tangent
 from fwdgrad.dual.registry import register
 from fwdgrad.dual.tensor import dense, dual, structured, tangent
-from fwdgrad.tangents import LowRank, PerExample, Tangent
+from fwdgrad.tangents import LowRank, PerExample
 
 
 def _convolution(function: Any, spatial: int) -> Any:
@@ -56,12 +56,12 @@ def _convolution(function: Any, spatial: int) -> Any:
                 t = torch.stack(term) if t is None else t.add_(torch.stack(term))
         if shift is not None:
             t = shift.expand(shift.shape[0], *z.shape).clone() if t is None else t.add_(shift)
-        return dual(y, t if z is y else t.squeeze(1))
+        return dual(y, t if z is y or t is None else t.squeeze(1))
 
     return push
 
 
-def _maps(x: Tensor, tw: Tangent, at: Geometry, groups: int) -> tuple[Tensor, Tensor]:
+def _maps(x: Tensor, tw: Any, at: Geometry, groups: int) -> tuple[Tensor, Tensor]:
     """Return the maps x * C and the factors a, of shapes (K, r, B, g, 1, *out) and (K, r, B or 1, g, o, 1, ...)."""
     ones = (1,) * len(at.out)
     batch = x.shape[0]
@@ -143,19 +143,19 @@ def _transposed(function: Any, spatial: int) -> Any:
         elif tw is not None:
             terms = [function(x, w, None, stride, padding, output_padding, groups, dilation) for w in dense(tw)]
             t = _plus(t, torch.stack(terms))
-        if tb is not None:
-            shift = scale_tangent(bias, z, 1)
-            t = shift.expand(shift.shape[0], *z.shape).clone() if t is None else t.add_(shift)
-        return dual(y, t if z is y else t.squeeze(1))
+        shift = scale_tangent(bias, z, 1)
+        if shift is not None:
+            t = _plus(t, shift.expand(shift.shape[0], *z.shape) if t is None else shift)
+        return dual(y, t if z is y or t is None else t.squeeze(1))
 
     return push
 
 
-def _plus(t: Tensor | None, term: Tensor) -> Tensor:
-    return term.contiguous() if t is None else t.add_(term)
+def _plus(t: Tensor | None, term: Any) -> Tensor:
+    return term.clone(memory_format=torch.contiguous_format) if t is None else t.add_(term)
 
 
-def _spread_factors(x: Tensor, tw: Tangent, groups: int) -> tuple[Tensor, Tensor, int]:
+def _spread_factors(x: Tensor, tw: Any, groups: int) -> tuple[Tensor, Tensor, int]:
     """Return an input, kernels and a number of groups with which a transposed convolution gives x * tw."""
     if type(tw) is LowRank:
         count, rank = tw.left.shape[:2]

@@ -16,7 +16,9 @@ from fwdgrad.dual.forms import composite
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import Dual, dual, tangent
 
-_nll = torch._C._nn.nll_loss_nd
+_nn: Any = torch._C._nn
+_reduction: Any = torch.nn._reduction
+_nll = _nn.nll_loss_nd
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
@@ -33,7 +35,7 @@ def cross_entropy(
 ) -> Tensor:
     """Push nll(t - p.t); smoothed labels, probabilities, and weights that move go through the formula."""
     if size_average is not None or reduce is not None:
-        reduction = F._Reduction.legacy_get_string(size_average, reduce)
+        reduction = _reduction.legacy_get_string(size_average, reduce)
     if label_smoothing != 0.0 or type(target) is Dual or type(weight) is Dual or target.dtype.is_floating_point:
         return _formula(input, target, weight, ignore_index, reduction, label_smoothing)
     code = _REDUCTIONS[reduction]
@@ -53,7 +55,7 @@ def _push_nll(t: Tensor, target: Tensor, weight: Tensor | None, code: int, ignor
     return torch.stack([_nll(tk, target, weight, code, ignore_index) for tk in t])
 
 
-@rule(torch._C._nn.nll_loss_nd, torch._C._nn.nll_loss, torch._C._nn.nll_loss2d)
+@rule(_nll, _nn.nll_loss, _nn.nll_loss2d)
 def nll_loss(
     input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 1, ignore_index: int = -100
 ) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fwdgrad.dual.folding import total
 from fwdgrad.dual.forms import align, attach, composite
 from fwdgrad.dual.registry import register, rule
 from fwdgrad.dual.tensor import RULES, tangent
@@ -42,10 +43,7 @@ def _elementwise(function: Callable[..., Tensor], derivative: Callable[..., tupl
         x, y = torch.broadcast_tensors(input.detach(), target.detach())
         by_x, by_y = derivative(x, y, *parameters)
         t = _reduced(tx, by_x, x, reduction)
-        if ty is not None:
-            second = _reduced(ty, by_y, x, reduction)
-            t = second if t is None else t + second
-        return attach(z, t)
+        return attach(z, total(t, _reduced(ty, by_y, x, reduction)))
 
     register(handler, function)
 

@@ -53,7 +53,7 @@ def _enter() -> None:
 _enter()
 
 
-@rule(Tensor.requires_grad.__get__)
+@rule(Tensor.requires_grad.__get__)  # type: ignore[attr-defined]
 def requires_grad(x: Tensor) -> bool:
     """A Dual takes part in differentiation, as a tensor that requires a gradient does in reverse mode."""
     return type(x) is Dual

@@ -49,8 +49,9 @@ def _maximum(spatial: int) -> None:
         values, indices = both(input, kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode)
         unmasked = relu_source(input)  # the largest entry of relu(x) is masked iff it is not positive
         if unmasked is not None:
-            t = _picked(unmasked, indices, spatial)
-            return dual(values, torch.ops.aten.threshold_backward.grad_input(t, values, 0, grad_input=t)), indices
+            picked = _picked(unmasked, indices, spatial)
+            torch.ops.aten.threshold_backward.grad_input(picked, values, 0, grad_input=picked)
+            return dual(values, picked), indices
         t = tangent(input)
         return values if t is None else dual(values, _picked(t, indices, spatial)), indices
 

@@ -11,6 +11,8 @@ from fwdgrad.dual.forms import align, attach, composite, multilinear
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import dual, tangent
 
+_VF: Any = torch._VF
+
 
 @rule(torch.matmul, torch.linalg.matmul)
 def matmul(input: Tensor, other: Tensor) -> Tensor:
@@ -130,7 +132,7 @@ def inner(input: Tensor, other: Tensor) -> Tensor:
     return torch.tensordot(input, other, dims=([-1], [-1]))
 
 
-@composite(torch._VF.tensordot)
+@composite(_VF.tensordot)
 def tensordot(a: Tensor, b: Tensor, dims_a: list[int], dims_b: list[int]) -> Tensor:
     """Write a contraction as one matrix product."""
     dims_a, dims_b = [d % a.dim() for d in dims_a], [d % b.dim() for d in dims_b]
@@ -147,10 +149,10 @@ def tensordot(a: Tensor, b: Tensor, dims_a: list[int], dims_b: list[int]) -> Ten
     return (left @ right).reshape([a.shape[d] for d in free_a] + [b.shape[d] for d in free_b])
 
 
-@rule(torch._VF.einsum)
+@rule(_VF.einsum)
 def einsum(equation: str, operands: list[Tensor], **kwargs: Any) -> Tensor:
     """Push the sum over the operands of the same contraction with an operand's tangents, K being a leading index."""
-    z = torch._VF.einsum(equation, operands, **kwargs)
+    z = _VF.einsum(equation, operands, **kwargs)
     inputs, output = _explicit(equation.replace(" ", ""))
     letter = next(c for c in "ZYXWVUTSRQPONMLKJIHGFEDCBAzyxwvutsrqponmlkjihgfedcba" if c not in equation)
     total = None
@@ -159,7 +161,7 @@ def einsum(equation: str, operands: list[Tensor], **kwargs: Any) -> Tensor:
         if t is None:
             continue
         terms = [letter + term if j == i else term for j, term in enumerate(inputs)]
-        pushed = torch._VF.einsum(f"{','.join(terms)}->{letter}{output}", [*operands[:i], t, *operands[i + 1 :]])
+        pushed = _VF.einsum(f"{','.join(terms)}->{letter}{output}", [*operands[:i], t, *operands[i + 1 :]])
         total = pushed if total is None else total + pushed
     return dual(z.clone() if z._is_view() and total is not None else z, None if total is None else total + 0)
 
