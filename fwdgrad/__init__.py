@@ -8,6 +8,7 @@ from fwdgrad.estimators import (
     GradientEstimate,
     forward_gradient,
 )
+from fwdgrad.fit import fit
 
 __version__ = "0.1.0"
 
@@ -18,5 +19,6 @@ __all__ = [
     "ForwardGradient",
     "GradientEstimate",
     "__version__",
+    "fit",
     "forward_gradient",
 ]

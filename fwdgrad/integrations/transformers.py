@@ -100,6 +100,6 @@ def check_supported(accelerator: Accelerator, num_gpus: int, estimator: Estimato
         )
     if num_gpus > 1:
         raise ValueError(
-            f"{num_gpus} GPUs in one process would use {DataParallel.__name__}; start one process per GPU with torchrun, "
-            "or make one visible by CUDA_VISIBLE_DEVICES"
+            f"{num_gpus} GPUs in one process would use {DataParallel.__name__}; start one process per GPU with "
+            "torchrun, or make one visible by CUDA_VISIBLE_DEVICES"
         )
