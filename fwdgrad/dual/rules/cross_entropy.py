@@ -45,7 +45,7 @@ def cross_entropy(
     t = tangent(input)
     if t is None:
         return y
-    t = t - (t * torch.exp(lp)).sum(dim + 1, keepdim=True)
+    t = t - (t * lp.exp_()).sum(dim + 1, keepdim=True)
     return dual(y, _push_nll(t, target, weight, code, ignore_index))
 
 
