@@ -76,7 +76,7 @@ class FactoredSGD(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = closure() if closure is not None else None
         for group in self.param_groups:
-            alpha = scaled = None
+            alpha, scaled = None, torch.zeros(0)
             for param in group["params"]:
                 deposits = self._deposits.get(param, [])
                 if not deposits and param.grad is None:

@@ -89,7 +89,7 @@ def make_step(method: Method, work: str, batch_size: int, device: torch.device, 
     torch.manual_seed(0)
     channels_last = variant.startswith("channels_last")
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = WORKS[work][0]().to(device=device, memory_format=layout)
+    model = WORKS[work][0]().to(device).to(memory_format=layout)
     inputs = torch.randn(batch_size, *IMAGE, device=device).contiguous(memory_format=layout)
     targets = torch.randint(0, 10, (batch_size,), device=device)
     reduction = "none" if method.direction == "per_example" else "mean"
@@ -213,8 +213,8 @@ def main() -> None:
             methods = [method for method in METHODS if work in method.works]
             for row in measure(work, batch_size, methods, device, arguments.seconds):
                 rows.append(row)
-                figures = (f"{row.median_seconds * 1e3:.3f}", f"{row.ratio_to_backprop:.2f}")
-                figures += (f"{row.ratio_to_inference:.2f}", f"{row.peak_bytes / 2**20:.2f}")
+                figures = [f"{row.median_seconds * 1e3:.3f}", f"{row.ratio_to_backprop:.2f}"]
+                figures += [f"{row.ratio_to_inference:.2f}", f"{row.peak_bytes / 2**20:.2f}"]
                 words = (row.name, row.batch_size, row.method, row.engine or "-", row.direction or "-")
                 print(layout.format(*words, row.num_directions or "-", *figures, row.variant))
                 sys.stdout.flush()

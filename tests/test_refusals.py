@@ -56,7 +56,9 @@ def test_a_model_that_is_no_module(model: Any, estimator: Any) -> None:
 def test_examples_that_depend_on_each_other(estimator: Any) -> None:
     model = nn.Sequential(nn.Linear(X.shape[1], 3), nn.BatchNorm1d(3)).double()
     closure = lambda model: model(X).square().mean(1)  # noqa: E731
-    with pytest.raises(ValueError, match="1: BatchNorm in training mode makes each example's loss depend on the others"):
+    with pytest.raises(
+        ValueError, match="1: BatchNorm in training mode makes each example's loss depend on the others"
+    ):
         estimator(model, closure)
     assert all(param.grad is None for param in model.parameters())
     estimator(model.eval(), closure)

@@ -72,7 +72,8 @@ def evaluate(fn: Function, params: dict[str, Tensor], dense: dict[str, Tensor]) 
     """Evaluate ``fn`` with the K tangents stacked in ``dense``, name -> (K, *shape)."""
 
     def jvp(tangent: dict[str, Tensor]) -> tuple[Tensor, Tensor, Any]:
-        return torch.func.jvp(fn, (params,), (tangent,), has_aux=True)
+        value, derivative, aux = torch.func.jvp(fn, (params,), (tangent,), has_aux=True)  # type: ignore[misc]
+        return value, derivative, aux
 
     if next(iter(dense.values())).shape[0] == 1:
         value, derivative, aux = jvp({name: values[0] for name, values in dense.items()})

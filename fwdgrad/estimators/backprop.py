@@ -22,7 +22,7 @@ class Backprop:
     """
 
     def __init__(self, compile: bool = False) -> None:
-        options = {"fallback_random": True}
+        options: dict[str, Any] = {"fallback_random": True}
         self._losses = torch.compile(_losses, fullgraph=True, options=options) if compile else _losses
         self.last: StepRecord | None = None
 

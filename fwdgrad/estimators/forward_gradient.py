@@ -83,7 +83,7 @@ class ForwardGradient:
         """
         function = FunctionalModel(model, closure, self._bound)
         self._bound = function.bound
-        chunks = []
+        chunks: list[Evaluation] = []
         for evaluation, tangents in self._evaluate(function, function.params):
             if not chunks and is_per_example(tangents):
                 check_independent_examples(model, "a per-example direction")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import grad
 
 LocalGradient = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 
@@ -30,7 +30,7 @@ def _convolution(layer: Any, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
         pad: tuple[int, ...] = (0,) * len(layer.kernel_size)
     else:
         pad = layer.padding
-    gradient = (torch.nn.grad.conv1d_weight, torch.nn.grad.conv2d_weight, torch.nn.grad.conv3d_weight)
+    gradient = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)
     weight = gradient[len(layer.kernel_size) - 1](
         x.to(delta.dtype), layer.weight.shape, delta, layer.stride, pad, layer.dilation, layer.groups
     )
