@@ -135,13 +135,20 @@ def test_choices_by_order() -> None:
     check(lambda x: (x.max(), x.min(), x.median(), x.amax((0, 1), keepdim=True)), x)
     check(lambda x: (x.max(0).values, x.min(-1, True)[0], x.median(1).values, x.kthvalue(2, 0).values), x)
     check(lambda x: (x.sort(0, descending=True).values, x.topk(2, -1, largest=False).values, x.msort()), x)
-    check(lambda x: (torch.sort(x, stable=True, dim=1)[0], x.cummax(1).values, x.aminmax(dim=1).max), x)
+    check(lambda x: (torch.sort(x, stable=True, dim=1)[0], x.cummax(1).values), x)
+    check(lambda x: x.aminmax(dim=1), x, reverse=False)  # which PyTorch 2.11 does not have
     check(lambda x, y: (torch.max(x, y), torch.min(input=x, other=y)), x, _randn(5) + 0.01)
 
 
 def test_ties_share() -> None:
     x = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]], dtype=torch.float64)
     check(lambda x: (x.amax(1), x.amin(1), x.max(), x.amax()), x, differences=False)
+
+
+def test_counts_by_weight() -> None:
+    check(lambda w: torch.bincount(torch.tensor([1, 0, 1]), w, 4), _randn(3), reverse=False)
+    with pytest.raises(DualError, match="no derivative by its weights"):
+        directions(lambda w: torch.histogram(torch.ones(3), 2, weight=w), (_randn(3),), (_randn(1, 3),))
 
 
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
@@ -162,5 +169,7 @@ def test_quantiles_of_values_and_levels(interpolation: str) -> None:
 
 
 def test_unique_is_refused() -> None:
-    with pytest.raises(DualError, match="unique"):
-        directions(lambda x: torch.unique(x), (_randn(4),), (_randn(1, 4),), fallback="silent")
+    for unique in (torch.unique, Tensor.unique, torch.unique_consecutive):
+        with pytest.raises(DualError, match=r"unique\w* has no derivative"):
+            directions(lambda x, unique=unique: unique(x), (_randn(4),), (_randn(1, 4),), fallback="silent")
+        assert directions(lambda x, unique=unique: x * unique(x.detach()).numel(), (_randn(4),), (_randn(1, 4),))

@@ -127,6 +127,12 @@ def test_joining_plain_tensors_and_duals() -> None:
     check(lambda x: torch.cat((constant.float(), x)), _matrix())
 
 
+def test_sequences_are_padded() -> None:
+    pad = torch.nn.utils.rnn.pad_sequence
+    check(lambda x, y: pad([x, y], True, 3.0) * 2, _matrix(2, 3), _matrix(4, 3))
+    check(lambda x, y: pad([x, y], padding_side="left"), _matrix(2), _matrix(4))
+
+
 def test_fold_and_unfold() -> None:
     check(lambda x: F.unfold(x, 2, padding=1), _matrix(2, 3, 4, 4))
     check(lambda x: F.fold(x, (4, 4), 2), _matrix(2, 8, 9))

@@ -125,3 +125,17 @@ def combinations(input: Tensor, r: int = 2, with_replacement: bool = False) -> T
     """Write all combinations of r entries of a vector."""
     places = torch.combinations(torch.arange(input.shape[0], device=input.device), r, with_replacement)
     return input[places]
+
+
+@composite(torch._C._nn.pad_sequence)
+def pad_sequence(
+    sequences: Sequence[Tensor], batch_first: bool = False, padding_value: float = 0.0, padding_side: str = "right"
+) -> Tensor:
+    """Write sequences (L, *) of several lengths as one tensor, padded to the longest."""
+    longest = max(x.shape[0] for x in sequences)
+    padded = []
+    for x in sequences:
+        lacking = longest - x.shape[0]
+        sides = (0, lacking) if padding_side == "right" else (lacking, 0)
+        padded.append(torch.constant_pad_nd(x, (*(0, 0) * (x.dim() - 1), *sides), padding_value))
+    return torch.stack(padded, 0 if batch_first else 1)

@@ -29,7 +29,7 @@ __contains__ __hash__ __dir__ _is_view _is_zerotensor storage_type is_nonzero __
 new_tensor new_empty new_zeros new_ones new_full new_empty_strided
 eq ne gt ge lt le equal isclose allclose isnan isinf isfinite isposinf isneginf isreal signbit
 logical_and logical_or logical_xor logical_not any all argmax argmin argsort argwhere nonzero count_nonzero searchsorted
-bucketize histc histogram bincount isin result_type promote_types can_cast is_tensor
+bucketize histc isin result_type promote_types can_cast is_tensor
 zeros_like ones_like empty_like full_like rand_like randn_like randint_like
 floor ceil round trunc fix sign heaviside floor_divide bernoulli multinomial normal
 byte char short int long bool

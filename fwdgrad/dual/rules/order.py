@@ -14,7 +14,7 @@ from torch import Tensor
 from fwdgrad.dual.forms import composite
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.rules.indexing import gathered
-from fwdgrad.dual.tensor import RULES, dual, tangent
+from fwdgrad.dual.tensor import RULES, DualError, dual, tangent
 
 
 def _chosen(input: Tensor, out: Any, kind: Any, dim: int, keepdim: bool = True) -> Any:
@@ -134,3 +134,18 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
 def msort(input: Tensor) -> Tensor:
     """Write sorting along the first dimension."""
     return torch.sort(input, dim=0).values
+
+
+def _without_derivative(name: str) -> None:
+    for function in (getattr(torch, name), getattr(torch.functional, name), getattr(Tensor, name)):
+
+        def refuse(input: Tensor, *args: Any, function: Any = function, **kwargs: Any) -> Any:
+            if tangent(input) is not None:
+                raise DualError(f"{name} has no derivative, in reverse mode neither; call it on x.detach()")
+            return function(input.detach(), *args, **kwargs)
+
+        rule(function, exact=True)(refuse)
+
+
+_without_derivative("unique")
+_without_derivative("unique_consecutive")

@@ -20,7 +20,7 @@ def _dims(args: tuple[Any, ...], dims: Any) -> tuple[int, ...]:
     return sizes_of(args if dims is None else (dims,))
 
 
-linear(torch.flip, batched=lambda t, *args, dims=None: t.flip([shift(d) for d in _dims(args, dims)]))
+linear(Tensor.flip, batched=lambda t, *args, dims=None: t.flip([shift(d) for d in _dims(args, dims)]))
 linear(torch.fliplr, batched=lambda t: t.flip(2))
 linear(torch.flipud, batched=lambda t: t.flip(1))
 linear(torch.rot90, batched=lambda t, k=1, dims=(0, 1): t.rot90(k, [shift(d) for d in dims]))
@@ -53,7 +53,7 @@ def _repeat(function: Callable[..., Any]) -> None:
 
 
 _repeat(Tensor.repeat)
-_repeat(torch.tile)
+_repeat(Tensor.tile)
 
 
 @rule(torch.repeat_interleave)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fwdgrad.dual.forms import align, attach, per_direction, shift
 from fwdgrad.dual.inplace import own_or_none
 from fwdgrad.dual.registry import register, rule
-from fwdgrad.dual.tensor import dual, tangent
+from fwdgrad.dual.tensor import DualError, dual, tangent
 
 
 def pair(input: Tensor, source: Any) -> tuple[Tensor, Tensor] | None:
@@ -142,3 +142,18 @@ def fill_diagonal_(input: Tensor, fill_value: Any, wrap: bool = False) -> Tensor
         for piece in target.unbind(0):
             piece.fill_diagonal_(0, wrap)
     return Tensor.fill_diagonal_(input, fill_value, wrap)
+
+
+@rule(torch.bincount)
+def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    """Add up the tangents of the weights; reverse mode has no derivative of it."""
+    y, t = torch.bincount(input, weights, minlength), tangent(weights)
+    return y if t is None else dual(y, t.new_zeros(t.shape[0], *y.shape).index_add_(1, input, t))
+
+
+@rule(torch.histogram)
+def histogram(input: Tensor, *args: Any, weight: Tensor | None = None, **kwargs: Any) -> Any:
+    """Count; piecewise constant in the input. In the weights it is linear, which has no rule."""
+    if tangent(weight) is not None:
+        raise DualError("torch.histogram: no derivative by its weights; use torch.bincount of torch.bucketize")
+    return torch.histogram(input, *args, weight=weight, **kwargs)
