@@ -181,6 +181,7 @@ def concave_and_odd(x):
         (problem, {}),
         (problem, {"target": 1e-2}),
         (problem, {"learning_rate": 5.0}),
+        (lambda: problem(start=[2.0, 1.5]), {"learning_rate": 0.05, "iterations": 100}),
         (lambda: problem("himmelblau"), {}),
         (lambda: problem("styblinski_tang"), {"learning_rate": 1e-3, "target": -78.0}),
         (lambda: problem("sphere", dim=1), {}),
@@ -193,7 +194,7 @@ def concave_and_odd(x):
         ),
         (lambda: optim.Problem(objectives.Objective(step, "step"), torch.zeros(2, dtype=torch.float64)), {}),
     ],
-    ids=["plane", "target", "diverging", "four-minima", "below-zero", "line", "many", "unknown-minimum", "flat"],
+    ids=["plane", "target", "diverging", "slowly-diverging", "four-minima", "below-zero", "line", "many", "unknown-minimum", "flat"],
 )
 def test_every_kind_of_run_has_a_picture(make, changes, tmp_path):
     shown, config = make(), settings(**changes)
