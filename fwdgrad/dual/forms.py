@@ -6,7 +6,7 @@ See ``fwdgrad.dual.rules``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fwdgrad.dual.decompose import composite as _composite
 from fwdgrad.dual.registry import register
-from fwdgrad.dual.tensor import Dual, dual, dual_sharing, tangent, view_of
+from fwdgrad.dual.tensor import Dual, DualError, dual, dual_sharing, name_of, tangent, view_of
 
 Rule = Callable[..., Any]
 
@@ -28,6 +28,8 @@ def unary(function: Callable[..., Any], derivative: Callable[..., Any], *aliases
     def handler(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = function(input, *args, **kwargs)
         t = tangent(input)
+        if args or kwargs:
+            _check_constants(function, args, kwargs)
         return y if t is None else dual(y, t * derivative(input, y, *args, **kwargs))
 
     register(handler, function, *aliases)
@@ -43,6 +45,8 @@ def pointwise(function: Callable[..., Any], push: Callable[..., Tensor], *aliase
     def handler(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = function(input, *args, **kwargs)
         t = tangent(input)
+        if args or kwargs:
+            _check_constants(function, args, kwargs)
         return y if t is None else dual(y, push(t, input, y, *args, **kwargs))
 
     register(handler, function, *aliases)
@@ -54,20 +58,24 @@ def binary(
     by_first: Callable[..., Any] | None,
     by_second: Callable[..., Any] | None,
     *aliases: Any,
+    named: str = "other",
 ) -> Rule:
     """Enter ``z = f(x, y)`` elementwise with broadcasting and tangent ``tx * df/dx + ty * df/dy``.
 
     The partial derivatives are called as ``by_first(x, y, z, **kwargs)``; None means that it is zero.
+    ``named`` is PyTorch's name of the second argument.
     """
 
-    def handler(input: Any, other: Any, **kwargs: Any) -> Tensor:
+    def handler(input: Any, other: Any = None, **kwargs: Any) -> Tensor:
+        if other is None:
+            other = kwargs.pop(named)
         z = function(input, other, **kwargs)
         t = None
         if by_first is not None and (tx := tangent(input)) is not None:
             t = align(tx, z.dim()) * by_first(input, other, z, **kwargs)
         if by_second is not None and (ty := tangent(other)) is not None:
-            second = align(ty, z.dim()) * by_second(input, other, z, **kwargs)
-            t = second if t is None else t + second
+            by_other = align(ty, z.dim()) * by_second(input, other, z, **kwargs)
+            t = by_other if t is None else t + by_other
         return attach(z, t)
 
     register(handler, function, *aliases)
@@ -85,6 +93,8 @@ def linear(function: Callable[..., Any], *aliases: Any, batched: Callable[..., A
     def handler(input: Tensor, *args: Any, **kwargs: Any) -> Any:
         out = function(input, *args, **kwargs)
         t = tangent(input)
+        if args or kwargs:
+            _check_constants(function, args, kwargs)
         if t is None or out is input:
             return out
         if batched is not None and input.dim():  # a dimension of a 0-dimensional tensor cannot be shifted
@@ -99,13 +109,38 @@ def linear(function: Callable[..., Any], *aliases: Any, batched: Callable[..., A
     return handler
 
 
-def jointly_linear(function: Callable[..., Any], *aliases: Any, arguments: tuple[int, ...] = (0, 1)) -> Rule:
-    """Enter a function linear in several positional arguments taken together: ``t = f(ta, tb)``, with zeros for None.
+def _check_constants(function: Callable[..., Any], args: Iterable[Any], kwargs: dict[str, Any]) -> None:
+    """Raise where an argument that a rule takes for a constant brings a tangent, which would be lost."""
+    for argument in (*args, *kwargs.values()):
+        if type(argument) is Dual and tangent(argument) is not None:
+            raise DualError(f"{name_of(function)}: no rule for its derivative by this argument; pass it detached")
 
-    ``jointly_linear(torch.where, arguments=(1, 2))``.
+
+def _by_position(
+    args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with those first ones that were given by name put in their places."""
+    found, rest = list(args), dict(kwargs)
+    while len(found) < len(names) and names[len(found)] in rest:
+        found.append(rest.pop(names[len(found)]))
+    return tuple(found), rest
+
+
+def jointly_linear(
+    function: Callable[..., Any],
+    *aliases: Any,
+    arguments: tuple[int, ...] = (0, 1),
+    names: tuple[str, ...] = ("input", "other"),
+) -> Rule:
+    """Enter a function linear in several arguments taken together: ``t = f(ta, tb)``, with zeros for None.
+
+    ``jointly_linear(torch.select_scatter, names=("input", "src"))``; the names are those of the first parameters.
     """
 
     def handler(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            args, kwargs = _by_position(args, kwargs, names)
+        _check_constants(function, [a for i, a in enumerate(args) if i not in arguments], kwargs)
         out = function(*args, **kwargs)
         tangents = {i: t for i in arguments if i < len(args) and (t := tangent(args[i])) is not None}
         if not tangents:
@@ -128,13 +163,21 @@ def _zero_like(x: Any) -> Any:
     return type(x)(0)
 
 
-def multilinear(function: Callable[..., Any], *aliases: Any, arguments: tuple[int, ...] = (0, 1)) -> Rule:
-    """Enter a function linear in each of several positional arguments: ``t = f(tx, y) + f(x, ty)``, one by one.
+def multilinear(
+    function: Callable[..., Any],
+    *aliases: Any,
+    arguments: tuple[int, ...] = (0, 1),
+    names: tuple[str, ...] = ("input", "other"),
+) -> Rule:
+    """Enter a function linear in each of several arguments: ``t = f(tx, y) + f(x, ty)``, one by one.
 
-    ``multilinear(torch.linalg.cross)``; keyword arguments are passed on.
+    ``multilinear(torch.linalg.cross)``; the names are those of the first parameters.
     """
 
     def handler(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            args, kwargs = _by_position(args, kwargs, names)
+        _check_constants(function, [a for i, a in enumerate(args) if i not in arguments], kwargs)
         out = function(*args, **kwargs)
         total = None
         for i in arguments:

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from checks import check
+from checks import check, directions
 from torch import Tensor
+
+from fwdgrad.dual.forms import linear
+from fwdgrad.dual.tensor import DualError
 
 
 def _randn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -117,3 +120,17 @@ def test_complex_numbers() -> None:
 
 def test_mantissa() -> None:
     check(lambda x: torch.frexp(x).mantissa, _randn(5) * 9)
+
+
+def test_arguments_by_name() -> None:
+    x, y = _randn(3, 2), _randn(3, 2)
+    check(lambda x, y: (torch.kron(input=x, other=y), torch.kron(x, other=y)), x, y)
+    check(lambda x, y: torch.select_scatter(input=x, src=y[:, 0], dim=1, index=0), x, y)
+    check(lambda x, y: (torch.pow(x.abs(), exponent=y), torch.atan2(input=x, other=y)), x, y)
+    check(lambda x: (torch.sum(input=x, dim=0), torch.flip(input=x, dims=(0,)), x.sum(axis=1, keepdims=True)), x)
+
+
+def test_an_argument_taken_for_a_constant_is_refused_not_dropped() -> None:
+    scaled = linear(lambda x, weight: x.detach() * weight.detach())
+    with pytest.raises(DualError, match=r"no rule for its derivative by this argument"):
+        directions(scaled, (_randn(3), _randn(3)), (_randn(1, 3), _randn(1, 3)))

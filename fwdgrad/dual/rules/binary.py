@@ -109,8 +109,8 @@ def _by_exponent(x: Any, y: Any, z: Tensor) -> Tensor:
     return torch.where(at_zero, torch.zeros_like(z), z * torch.log(x.to(z.dtype)))
 
 
-binary(torch.pow, _by_base, _by_exponent)
-binary(torch.float_power, _by_base, _by_exponent)
+binary(torch.pow, _by_base, _by_exponent, named="exponent")
+binary(torch.float_power, _by_base, _by_exponent, named="exponent")
 
 
 @composite(Tensor.__rpow__)

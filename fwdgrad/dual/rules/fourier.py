@@ -47,7 +47,7 @@ for _kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft"):
 _shifting(torch.fft.fftshift)
 _shifting(torch.fft.ifftshift)
 
-multilinear(getattr(torch._VF, "stft"), arguments=(0, 4))  # noqa: B009 - linear in the signal and in the window; torch.stft pads, and calls this
+multilinear(getattr(torch._VF, "stft"), arguments=(0, 4))  # noqa: B009 - in signal and window
 _with_window = make_fallback(torch.istft, "torch.istft")
 
 

@@ -56,9 +56,9 @@ def diag(input: Tensor, diagonal: int = 0) -> Tensor:
 
 
 # A part written into a copy: linear in both.
-jointly_linear(torch.select_scatter)
-jointly_linear(torch.slice_scatter)
-jointly_linear(torch.diagonal_scatter)
+jointly_linear(torch.select_scatter, names=("input", "src"))
+jointly_linear(torch.slice_scatter, names=("input", "src"))
+jointly_linear(torch.diagonal_scatter, names=("input", "src"))
 
 
 @composite(torch.as_strided_scatter)
