@@ -1,6 +1,6 @@
 """Write docs/coverage.md: how the dual engine serves each of PyTorch's operators.
 
-python scripts/operator_coverage.py                 all sample inputs (ten minutes)
+python scripts/operator_coverage.py                 all sample inputs (minutes)
 python scripts/operator_coverage.py --samples 4     four of each entry and dtype
 python scripts/operator_coverage.py --match scatter --output -
 """
@@ -39,7 +39,9 @@ def main(arguments: list[str]) -> int:
         if options.match in name_of(op):
             reports.append(examine(op, options.samples, forward=True))
             print(f"{reports[-1].name}: {reports[-1].status}", file=sys.stderr)
-    command = shlex.join(["python", "scripts/operator_coverage.py", *arguments])
+    given = [] if options.samples is None else ["--samples", str(options.samples)]
+    given += ["--match", options.match] if options.match else []
+    command = shlex.join(["python", "scripts/operator_coverage.py", *given])
     samples = "all sample inputs" if options.samples is None else f"{options.samples} sample inputs of each dtype"
     page = render(reports, command, samples)
     if options.output == "-":

@@ -18,8 +18,6 @@ REFUSED = {
     "native_dropout_backward": "a backward pass, which PyTorch's forward mode does not know either",
     "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu": "a kernel; scaled_dot_product_attention has a rule",
     "as_strided.partial_views": "memory outside of the tensor, where there are no tangents",
-    "nn.functional.linear_cross_entropy.chunked": "custom operators whose tangent PyTorch drops",
-    "nn.functional.linear_cross_entropy.chunked_none": "custom operators whose tangent PyTorch drops",
 }
 FALLBACK = {
     "istft": "for derivatives by the window",
@@ -33,7 +31,7 @@ FALLBACK = {
     "_native_batch_norm_legit": "likewise",
     "_batch_norm_with_update": "likewise",
 }
-UNTESTED = {"sparse.mm.reduce", "sparse.sampled_addmm", "normal.number_mean"}
+UNTESTED = {"sparse.mm.reduce", "sparse.sampled_addmm", "normal.number_mean"}  # no sample, or none in two
 
 
 @pytest.fixture(scope="module")
