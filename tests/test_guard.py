@@ -57,7 +57,7 @@ def test_no_method_uses_reverse_mode_where_gradients_are_enabled_and_a_part_is_f
         method.make()(model, closure)
 
 
-@pytest.mark.parametrize("engine", ["func", "finite_difference"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_inputs_that_require_gradients_get_no_graph(engine: str) -> None:
     model, _ = samples.mlp()
     x = samples.random(5, 3).requires_grad_()

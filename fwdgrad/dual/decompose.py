@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from fwdgrad.dual.tensor import dispatching
 
 _ENTRANCES = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _MODULES = (
@@ -32,7 +32,7 @@ def composite(body: Callable[..., Any]) -> Callable[..., Any]:
     """Return a rule that runs ``body`` with dispatch switched on: every operation in it meets its own rule."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._EnableTorchFunction():
+        with dispatching():
             return body(*args, **kwargs)
 
     return run

@@ -35,7 +35,8 @@ def perturb(x: Tensor, tangents: Tensor) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():
         if tuple(tangents.shape[1:]) != tuple(x.shape):
             raise ValueError(
-                f"tangents of a value of shape {tuple(x.shape)} must have shape (K, *shape), got {tuple(tangents.shape)}"
+                f"tangents of a value of shape {tuple(x.shape)} must have shape (K, *shape), got "
+                f"{tuple(tangents.shape)}"
             )
         earlier = tangent(x)
         return dual(x.detach().clone(), tangents.clone() if earlier is None else earlier + tangents)

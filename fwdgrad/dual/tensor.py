@@ -13,7 +13,8 @@ Views. The tangent of a view lies, wherever it can, in the tangent of the tensor
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +29,18 @@ RULES: dict[Any, Callable[..., Any]] = {}
 
 _disabled = torch._C.DisableTorchFunctionSubclass
 _is_grad_enabled = torch.is_grad_enabled
+_set_grad_enabled = torch._C._set_grad_enabled
+
+
+@contextmanager
+def dispatching() -> Iterator[None]:
+    """Switch dispatch on again within a rule: every operation on a Dual meets its own rule."""
+    with torch._C._EnableTorchFunction():
+        _set_grad_enabled(True)
+        try:
+            yield
+        finally:
+            _set_grad_enabled(False)
 
 
 class Dual(Tensor):
@@ -51,12 +64,15 @@ class Dual(Tensor):
                 handler = _resolve(func)
             if not _is_grad_enabled():
                 return _without_tangents(func, args, kwargs or {})
+            _set_grad_enabled(False)  # an argument that requires a gradient must not start a graph
             try:
                 if kwargs:
                     return handler(*args, **_checked_keywords(func, kwargs))
                 return handler(*args)
             except PerExampleError as error:
                 raise DualError(f"{name_of(func)}: {error}") from None
+            finally:
+                _set_grad_enabled(True)
 
 
 def _resolve(func: Callable[..., Any]) -> Callable[..., Any]:

@@ -53,17 +53,17 @@ class Plan:
 class ActivityPerturbation:
     """Estimate the gradient of each layer by perturbing its output.
 
-    For a layer with output z the estimate of ``dL_b/dz_b`` is ``1/K sum_k s_kb e_kb`` with independent signs ``e_kb`` for
-    every example b and the derivative ``s_kb`` of that example's loss along them: unbiased, since ``E[e e^T] = I`` and no
-    example sees another's noise. The layer's parameters get it times their own local derivative, an outer product with the
-    layer's input; nothing travels backwards through the network. Where z goes into a ReLU and nowhere else, entries with
-    ``z <= 0`` have no influence and get no noise. The variance grows with the number of perturbed outputs of one example
-    instead of the number of weights. Layers are perturbed one at a time.
+    For a layer with output z the estimate of ``dL_b/dz_b`` is ``1/K sum_k s_kb e_kb`` with independent signs ``e_kb``
+    for every example b and the derivative ``s_kb`` of that example's loss along them: unbiased, since ``E[e e^T] =
+    I`` and no example sees another's noise. The layer's parameters get it times their own local derivative, an outer
+    product with the layer's input; nothing travels backwards through the network. Where z goes into a ReLU and
+    nowhere else, entries with ``z <= 0`` have no influence and get no noise. The variance grows with the number of
+    perturbed outputs of one example instead of the number of weights. Layers are perturbed one at a time.
 
-    Linear, convolution, normalisation and embedding layers are perturbed. A linear or convolution layer with fewer weights
-    than outputs for one example (an early convolution) gets per-example directions in its weights instead, and parameters
-    outside of such layers get shared ones; ``plan`` says which. The last layer, and any with at most K outputs for one
-    example, gets its exact gradient: one direction per output, through what follows it only.
+    Linear, convolution, normalisation and embedding layers are perturbed. A linear or convolution layer with fewer
+    weights than outputs for one example (an early convolution) gets per-example directions in its weights instead,
+    and parameters outside of such layers get shared ones; ``plan`` says which. The last layer, and any with at most K
+    outputs for one example, gets its exact gradient: one direction per output, through what follows it only.
 
     Args:
         num_directions: K, for each layer.
@@ -231,7 +231,7 @@ class ActivityPerturbation:
 
 
 def find_sites(model: nn.Module, function: FunctionalModel) -> list[Site]:
-    """Run the function once on plain tensors and return the calls of all layers that have a local gradient, in order."""
+    """Run the function once on plain tensors; return the calls of the layers that have a local gradient, in order."""
     found: list[tuple[str, int, Tensor]] = []
     handles = []
     for name, layer in model.named_modules():

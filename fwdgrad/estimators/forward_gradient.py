@@ -147,7 +147,11 @@ def forward_gradient(
     Args:
         fn: maps a name -> tensor dict to a scalar, or to per-example values (B,) whose mean is differentiated.
         params: the evaluation point.
-        direction, num_directions, engine, chunk_size, seed: as in :class:`ForwardGradient`.
+        direction: as in :class:`ForwardGradient`, like the four below.
+        num_directions: K.
+        engine: how directional derivatives are computed.
+        chunk_size: how many directions to evaluate together.
+        seed: seed of the directions.
         step: number of the step; other steps draw other directions.
 
     Returns:

@@ -132,7 +132,8 @@ def test_an_autograd_node_fails(harness: Any, monkeypatch: pytest.MonkeyPatch) -
     right = RULES[torch.sin]
 
     def recording(input: torch.Tensor) -> torch.Tensor:
-        torch.ones(1, requires_grad=True).sum()
+        with torch.enable_grad():
+            torch.ones(1, requires_grad=True).sum()
         return right(input)
 
     monkeypatch.setitem(RULES, torch.sin, recording)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fwdgrad.dual.forms import composite, pointwise
 from fwdgrad.dual.inplace import own_or_none
 from fwdgrad.dual.registry import rule
-from fwdgrad.dual.tensor import dual, masked, tangent
+from fwdgrad.dual.tensor import dispatching, dual, masked, tangent
 
 _aten = torch.ops.aten
 _nn = torch._C._nn
@@ -121,7 +121,7 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _in_place(function: Any, input: Tensor) -> Tensor:
-    with torch._C._EnableTorchFunction():
+    with dispatching():
         return function(input)
 
 

@@ -40,9 +40,11 @@ def cross_entropy(
         return _formula(input, target, weight, ignore_index, reduction, label_smoothing)
     code = _REDUCTIONS[reduction]
     dim = 1 if input.dim() > 1 else 0
+    t = tangent(input)
+    if torch.is_autocast_enabled(input.device.type):  # as F.cross_entropy does, where log_softmax alone may not
+        input, t = input.float(), None if t is None else t.float()
     lp = torch.log_softmax(input, dim)
     y = _nll(lp, target, weight, code, ignore_index)
-    t = tangent(input)
     if t is None:
         return y
     t = t - (t * lp.exp_()).sum(dim + 1, keepdim=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fwdgrad.dual.forms import composite, shift
 from fwdgrad.dual.registry import register, rule
-from fwdgrad.dual.tensor import dual, tangent
+from fwdgrad.dual.tensor import dispatching, dual, tangent
 
 
 def _pieces(tensors: Sequence[Tensor]) -> list[Tensor] | None:
@@ -47,7 +47,7 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 def _at_least(function: Callable[..., Any]) -> Callable[..., Any]:
     def handler(*tensors: Any) -> Any:
         if len(tensors) == 1 and isinstance(tensors[0], Tensor):
-            with torch._C._EnableTorchFunction():
+            with dispatching():
                 return tensors[0].reshape(function(tensors[0].detach()).shape)
         listed = tensors[0] if len(tensors) == 1 else tensors
         return tuple([handler(x) for x in listed])

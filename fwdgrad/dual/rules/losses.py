@@ -11,7 +11,7 @@ from torch import Tensor
 from fwdgrad.dual.folding import total
 from fwdgrad.dual.forms import align, attach, composite
 from fwdgrad.dual.registry import register, rule
-from fwdgrad.dual.tensor import RULES, tangent
+from fwdgrad.dual.tensor import RULES, dispatching, tangent
 
 _nn = torch._C._nn
 _NONE, _MEAN = 0, 1
@@ -68,7 +68,7 @@ def l1_loss(input: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
     """Push t sign(x - y); |x - y| of complex numbers has a rule of its own."""
     if not (input.is_complex() or target.is_complex()):
         return _real_l1_loss(input, target, reduction)
-    with torch._C._EnableTorchFunction():
+    with dispatching():
         size = (input - target).abs()
         return size if reduction == _NONE else size.mean() if reduction == _MEAN else size.sum()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fwdgrad.dual.folding import scale_tangent, total
 from fwdgrad.dual.forms import align, attach
 from fwdgrad.dual.registry import rule
-from fwdgrad.dual.tensor import dual, tangent
+from fwdgrad.dual.tensor import dispatching, dual, tangent
 
 
 @rule(torch.bilinear)
@@ -34,7 +34,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     Where the norm is below eps it is constant, and the term with y drops out.
     """
     if x1.dim() == 0 and x2.dim() == 0:
-        with torch._C._EnableTorchFunction():
+        with dispatching():
             return torch.cosine_similarity(x1.reshape(1), x2.reshape(1), 0, eps)
     y = torch.cosine_similarity(x1, x2, dim, eps)
     t1, t2 = tangent(x1), tangent(x2)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fwdgrad.dual.forms import per_direction, shift
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.rules.scattering import pair
-from fwdgrad.dual.tensor import dual, tangent
+from fwdgrad.dual.tensor import dispatching, dual, tangent
 
 _NAMES = {"add": "sum", "multiply": "prod"}
 
@@ -48,7 +48,7 @@ def scatter(
 def _spread(src: Any, input: Tensor, index: Tensor) -> Tensor:
     """Return one number as a source for all places of the index."""
     if isinstance(src, Tensor):
-        with torch._C._EnableTorchFunction():
+        with dispatching():
             return src.expand(index.shape)
     return input.detach().new_full((), src).expand(index.shape)
 
