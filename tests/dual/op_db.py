@@ -244,11 +244,17 @@ def _compare_tangents(
                     report.error = max(report.error, error if tolerance == RTOL else 0.0)
                     continue
             verdict: bool | None = False
+            distances = []
             for step in STEPS:
+                if (k, step) not in quotients:
+                    quotients[k, step] = _differences(sample, [v[k] for v in vs], step)
+                quotient = quotients[k, step][i]
                 if verdict is False:
-                    if (k, step) not in quotients:
-                        quotients[k, step] = _differences(sample, [v[k] for v in vs], step)
-                    verdict = _agrees(quotients[k, step][i], t, k)
+                    verdict = _agrees(quotient, t, k)
+                if reverse is not None:
+                    distances.append((abs(ours - _inner(u, quotient)), abs(reverse[i][k][0] - _inner(u, quotient))))
+            if distances and min(d[1] for d in distances) < 0.3 * min(d[0] for d in distances):
+                verdict = False  # differences side with reverse mode
             if verdict is None:
                 report.undecided += 1
             elif not verdict:
