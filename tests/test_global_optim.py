@@ -194,7 +194,18 @@ def concave_and_odd(x):
         ),
         (lambda: optim.Problem(objectives.Objective(step, "step"), torch.zeros(2, dtype=torch.float64)), {}),
     ],
-    ids=["plane", "target", "diverging", "slowly-diverging", "four-minima", "below-zero", "line", "many", "unknown-minimum", "flat"],
+    ids=[
+        "plane",
+        "target",
+        "diverging",
+        "slowly-diverging",
+        "four-minima",
+        "below-zero",
+        "line",
+        "many",
+        "unknown-minimum",
+        "flat",
+    ],
 )
 def test_every_kind_of_run_has_a_picture(make, changes, tmp_path):
     shown, config = make(), settings(**changes)
