@@ -37,7 +37,7 @@ USAGE = [
     ("optimization=fwdgard", "; did you mean fwdgrad?"),
     ("dataset=minst", "; did you mean mnist or kmnist?"),
     ("scheduler=cosin", "; did you mean cosine?"),
-    ("hydra/launcher=joblbi", "; did you mean joblib?"),
+    ("hydra/launcher=basci", "; did you mean basic?"),
     (
         "device=cdua",
         "device must be one of ['auto', 'cpu', 'cuda', 'mps'] or cuda:<index>, got 'cdua'; did you mean 'cuda'?",

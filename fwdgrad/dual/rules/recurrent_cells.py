@@ -58,7 +58,7 @@ class Weight:
             rows = x.view(-1, left.shape[1], x.shape[1])
             scaled = (rows * right.unsqueeze(1)).sum(-1, keepdim=True) * left.unsqueeze(1)
             return scaled.flatten(1, 2)
-        return torch.matmul(x, dense(self.t).mT)  # type: ignore[union-attr]
+        return torch.matmul(x, dense(self.t).mT)
 
     def _shift(self, y: Tensor, times: int | None) -> Tensor | None:
         if self.tb is None:
