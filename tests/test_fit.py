@@ -30,7 +30,7 @@ def test_every_method_lowers_the_loss(method: str) -> None:
     before = F.cross_entropy(net(X), Y).item()
     history = fwdgrad.fit(net, (X, Y), (X, Y), method=method, epochs=10, lr=0.02, progress=False, **options)
     assert len(history) == 10 and history[-1]["epoch"] == 10
-    assert history[-1]["val_loss"] < 0.8 * before
+    assert history[-1]["val_loss"] < 0.9 * before
     with torch.no_grad():
         assert history[-1]["val_loss"] == pytest.approx(F.cross_entropy(net(X), Y).item(), rel=1e-5)
         assert history[-1]["val_accuracy"] == (net(X).argmax(1) == Y).double().mean().item()
