@@ -3,9 +3,11 @@
 python scripts/benchmark.py                       the whole table
 python scripts/benchmark.py --work mlp --batch-size 64 --json rows.json
 
-The methods of one row group run in turn, A B C A B C ..., in one process; figures are medians, ratios are medians of
-the rounds' ratios. Peak memory is counted in bytes above what exists before the step: the parameters and the batch.
-Backprop is given its better optimizer implementation (foreach or fused) and, like the others, its better memory format.
+Each method runs against backpropagation and inference alone, in one process and in turns, A A A B B B C C C A A A ...:
+as in training, a step finds the caches as its own method left them, and a turn's first steps are not counted. Figures
+are medians over the turns, ratios are medians of the rounds' ratios. Peak memory is counted in bytes above what exists
+before the step: the parameters and the batch. Backprop is given its better optimizer implementation (foreach or fused)
+and, like the others, its better memory format.
 """
 
 from __future__ import annotations
@@ -129,44 +131,78 @@ def variants(method: Method, work: str) -> list[str]:
     ]
 
 
-def measure(
-    work: str, batch_size: int, methods: list[Method], device: torch.device, seconds: float, memory: bool = True
-) -> list[Row]:
-    """Run all variants of all methods in turn for some seconds; return a row per method, of its best variant."""
-    chosen = [(method, variant) for method in methods for variant in variants(method, work)]
-    steps = [make_step(method, work, batch_size, device, variant) for method, variant in chosen]
-    for step in steps * 3:
-        timed(step, device)
-    rounds: list[list[float]] = []
-    deadline = time.perf_counter() + seconds
-    while len(rounds) < 7 or (time.perf_counter() < deadline and len(rounds) < 2000):
-        rounds.append([timed(step, device) for step in steps])
-    medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
-    best = {
-        method: min((m, i) for i, (m, (other, _)) in enumerate(zip(medians, chosen, strict=True)) if other == method)[1]
+def measure(work: str, batch_size: int, methods: list[Method], device: torch.device, seconds: float) -> list[Row]:
+    """Run each method beside the rivals, inference and backprop, for some seconds; return a row per method."""
+    rivals = [method for method in methods if method.direction is None]
+    variant = {
+        method: best_variant(method, work, batch_size, device) if len(variants(method, work)) > 1 else "contiguous"
         for method in methods
     }
+    rows = []
+    for method in [method for method in methods if method not in rivals] or rivals[:1]:
+        group = dict.fromkeys([*rivals, method])
+        steps = [make_step(other, work, batch_size, device, variant[other]) for other in group]
+        rounds = run_in_turns(steps, device, seconds)
+        for index, other in enumerate(group):
+            if not any(row.method == other.name and row.num_directions == other.num_directions for row in rows):
+                peak = peak_bytes(steps[index], device)
+                rows.append(make_row(work, batch_size, other, variant[other], rounds, index, list(group), peak))
+    return rows
 
-    def ratio(index: int, rival: str) -> float:
-        other = next((best[method] for method in methods if method.name == rival), None)
-        return float("nan") if other is None else statistics.median(r[index] / r[other] for r in rounds)
 
-    return [
-        Row(
-            name=work,
-            batch_size=batch_size,
-            method=method.name,
-            engine=method.engine,
-            direction=method.direction,
-            num_directions=method.num_directions,
-            variant=chosen[index][1],
-            median_seconds=medians[index],
-            ratio_to_backprop=ratio(index, "backprop"),
-            ratio_to_inference=ratio(index, "inference"),
-            peak_bytes=peak_bytes(steps[index], device) if memory else 0,
-        )
-        for method, index in best.items()
-    ]
+def run_in_turns(steps: list[Callable[[], object]], device: torch.device, seconds: float) -> list[list[float]]:
+    """Return the median seconds of each step in each round."""
+    rounds: list[list[float]] = []
+    deadline = time.perf_counter() + seconds
+    while len(rounds) < 6 or (time.perf_counter() < deadline and len(rounds) < 500):
+        rounds.append([turn(step, device) for step in steps])
+    return rounds[1:]
+
+
+def best_variant(method: Method, work: str, batch_size: int, device: torch.device) -> str:
+    """Return the setting in which the method takes the least time."""
+    names = variants(method, work)
+    rounds = run_in_turns([make_step(method, work, batch_size, device, name) for name in names], device, 2.0)
+    medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
+    return names[medians.index(min(medians))]
+
+
+def make_row(
+    work: str,
+    batch_size: int,
+    method: Method,
+    variant: str,
+    rounds: list[list[float]],
+    index: int,
+    group: list[Method],
+    peak: int,
+) -> Row:
+    """Return the row of the method at ``index`` in a group that ran in turns."""
+    names = [other.name for other in group]
+
+    def ratio(rival: str) -> float:
+        return statistics.median(times[index] / times[names.index(rival)] for times in rounds)
+
+    return Row(
+        name=work,
+        batch_size=batch_size,
+        method=method.name,
+        engine=method.engine,
+        direction=method.direction,
+        num_directions=method.num_directions,
+        variant=variant,
+        median_seconds=statistics.median(times[index] for times in rounds),
+        ratio_to_backprop=ratio("backprop"),
+        ratio_to_inference=ratio("inference"),
+        peak_bytes=peak,
+    )
+
+
+def turn(step: Callable[[], object], device: torch.device, uncounted: int = 2, counted: int = 5) -> float:
+    """Return the median seconds of some steps in a row, after some that bring the caches into their own state."""
+    for _ in range(uncounted):
+        step()
+    return statistics.median(timed(step, device) for _ in range(counted))
 
 
 def timed(step: Callable[[], object], device: torch.device) -> float:
@@ -198,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", choices=WORKS, nargs="+", default=list(WORKS))
     parser.add_argument("--batch-size", type=int, nargs="+", help="instead of the work's own batch sizes")
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for each work and batch size")
+    parser.add_argument("--seconds", type=float, default=6.0, help="time for each method on each work and batch size")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     arguments = parser.parse_args()
