@@ -3,11 +3,11 @@
 python scripts/benchmark.py                       the whole table
 python scripts/benchmark.py --work mlp --batch-size 64 --json rows.json
 
-Each method runs against backpropagation and inference alone, in one process and in turns, A A A B B B C C C A A A ...:
-as in training, a step finds the caches as its own method left them, and a turn's first steps are not counted. Figures
-are medians over the turns, ratios are medians of the rounds' ratios. Peak memory is counted in bytes above what exists
-before the step: the parameters and the batch. Backprop is given its better optimizer implementation (foreach or fused)
-and, like the others, its better memory format.
+Each method runs against backpropagation and inference alone, in a fresh process and in turns, A A A B B B C C C A A A
+...: as in training, a step finds memory and caches as its own method left them, and a turn's first steps do not count.
+Figures are medians over the turns, ratios are medians of the rounds' ratios. Peak memory is counted in bytes above what
+exists before the step: the parameters and the batch. Backprop is given its better optimizer implementation (foreach or
+fused) and, like the others, its better memory format.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -131,22 +133,25 @@ def variants(method: Method, work: str) -> list[str]:
     ]
 
 
-def measure(work: str, batch_size: int, methods: list[Method], device: torch.device, seconds: float) -> list[Row]:
-    """Run each method beside the rivals, inference and backprop, for some seconds; return a row per method."""
-    rivals = [method for method in methods if method.direction is None]
-    variant = {
-        method: best_variant(method, work, batch_size, device) if len(variants(method, work)) > 1 else "contiguous"
-        for method in methods
-    }
-    rows = []
-    for method in [method for method in methods if method not in rivals] or rivals[:1]:
-        group = dict.fromkeys([*rivals, method])
-        steps = [make_step(other, work, batch_size, device, variant[other]) for other in group]
-        rounds = run_in_turns(steps, device, seconds)
-        for index, other in enumerate(group):
-            if not any(row.method == other.name and row.num_directions == other.num_directions for row in rows):
-                peak = peak_bytes(steps[index], device)
-                rows.append(make_row(work, batch_size, other, variant[other], rounds, index, list(group), peak))
+def measure(work: str, batch_size: int, method: Method, device: torch.device, seconds: float) -> list[Row]:
+    """Run a method beside inference and backprop for some seconds; return a row for each of the three."""
+    group = [*(rival for rival in METHODS if rival.direction is None), method]
+    chosen = [best_variant(other, work, batch_size, device) for other in group]
+    steps = [make_step(other, work, batch_size, device, name) for other, name in zip(group, chosen, strict=True)]
+    rounds = run_in_turns(steps, device, seconds)
+    return [
+        make_row(work, batch_size, other, chosen[i], rounds, i, group, peak_bytes(steps[i], device))
+        for i, other in enumerate(group)
+    ]
+
+
+def measure_afresh(work: str, batch_size: int, device: torch.device, seconds: float) -> list[Row]:
+    """Measure every method of a work, each in a process of its own; the rivals' rows are those of the first."""
+    rows: list[Row] = []
+    for method in [method for method in METHODS if method.direction is not None and work in method.works]:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            measured = process.submit(measure, work, batch_size, method, device, seconds).result()
+        rows += measured if not rows else measured[-1:]
     return rows
 
 
@@ -162,6 +167,8 @@ def run_in_turns(steps: list[Callable[[], object]], device: torch.device, second
 def best_variant(method: Method, work: str, batch_size: int, device: torch.device) -> str:
     """Return the setting in which the method takes the least time."""
     names = variants(method, work)
+    if len(names) == 1:
+        return names[0]
     rounds = run_in_turns([make_step(method, work, batch_size, device, name) for name in names], device, 2.0)
     medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
     return names[medians.index(min(medians))]
@@ -246,8 +253,7 @@ def main() -> None:
     rows = []
     for work in arguments.work:
         for batch_size in arguments.batch_size or WORKS[work][1]:
-            methods = [method for method in METHODS if work in method.works]
-            for row in measure(work, batch_size, methods, device, arguments.seconds):
+            for row in measure_afresh(work, batch_size, device, arguments.seconds):
                 rows.append(row)
                 figures = [f"{row.median_seconds * 1e3:.3f}", f"{row.ratio_to_backprop:.2f}"]
                 figures += [f"{row.ratio_to_inference:.2f}", f"{row.peak_bytes / 2**20:.2f}"]
