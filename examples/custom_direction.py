@@ -2,10 +2,10 @@
 
 python examples/custom_direction.py
 
-A direction is any function of the parameters and a keyed generator that returns vectors with E[v v^T] = I. Here they are
-the columns of a random orthonormal matrix, sqrt(P) long: the estimate is then the projection of the gradient onto K
-random dimensions, times P / K, with an error of (P / K - 1) |g|^2 instead of the normal's (P + 1) / K |g|^2. It falls to
-zero at K = P, where the estimate is the gradient.
+A direction is any function of the parameters and a keyed generator that returns vectors with E[v v^T] = I. Here they
+are the columns of a random orthonormal matrix, sqrt(P) long: the estimate is then the projection of the gradient onto K
+random dimensions, times P / K, with an error of (P / K - 1) |g|^2 instead of the normal's (P + 1) / K |g|^2. It falls
+to zero at K = P, where the estimate is the gradient.
 
 FIGURES
 """
@@ -36,8 +36,8 @@ def orthogonal(params: Mapping[str, Tensor], generator: KeyedGenerator) -> dict[
 def main() -> None:
     """Measure the error of the estimate and the loss after training for several K."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=10)
     arguments = parser.parse_args()
     data = load_dataset("digits")
     x, y = data.train.inputs, data.train.targets

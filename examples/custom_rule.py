@@ -5,7 +5,11 @@ python examples/custom_rule.py
 A torch.autograd.Function brings a backward pass, which forward mode has no use for. The engine says so; a rule of three
 lines gives it the tangent, for all K directions at once (tangents have a leading K).
 
-FIGURES
+On a 2-core x86-64 virtual machine that others were using, torch 2.15, two threads:
+
+    activation                ms a step  val accuracy
+    with the rule                  4.04         0.955
+    in PyTorch operations          8.10         0.955
 """
 
 from __future__ import annotations

@@ -6,16 +6,26 @@ Frozen parameters (requires_grad=False) get no direction: the variance of the es
 directions cost K passes through the head, not through the trunk.
 Offline the trunk is random: what its features are good for, each method has to work with.
 
-FIGURES
+On a 2-core x86-64 virtual machine that others were using, torch 2.15, two threads; peak memory of one step above the
+parameters, which here is that of the trunk's forward pass for each method:
+
+    method                       test accuracy  seconds  peak MB
+    backprop                             0.872      1.6    10.03
+    forward gradient, K = 64             0.636      1.8    10.20
+    forward gradient, K = 1              0.188      1.6    10.07
+    (inference)                                            10.03
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import time
 import warnings
 from typing import Any
+
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # the profiler would warn of memory it has not seen allocated
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""A LightningModule trained without backpropagation by one line in the Trainer, on MNIST or, where it is absent, digits.
+"""A LightningModule trained without backpropagation by one line in the Trainer, on MNIST or else the digits.
 
 python examples/lightning_mnist.py            (needs fwdgrad[lightning]; MNIST is looked for in $FWDGRAD_DATA)
 
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import time
 import warnings
 from typing import Any
+
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # the profiler would warn of memory it has not seen allocated
 
 import torch
 import torch.nn.functional as F

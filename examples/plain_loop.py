@@ -2,13 +2,27 @@
 
 python examples/plain_loop.py
 
-FIGURES
+On a 2-core x86-64 virtual machine that others were using, torch 2.15, two threads; peak memory of one step on all 1097
+training images, above the parameters:
+
+    method                   test accuracy  ms a step  peak KB
+    backprop                         0.976       1.34     4508
+    activity perturbation            0.972       4.51    29270
+    rank-1 forward gradient          0.778       2.59    38245
+      one at a time                  0.780       7.39     4917
+    (inference)                                           2247
+
+Eight directions together hold eight tangents of a layer's output; chunk_size=1 holds one. A network of three layers has
+few activations to save.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
+
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # the profiler would warn of memory it has not seen allocated
 
 import torch
 import torch.nn.functional as F
