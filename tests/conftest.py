@@ -1,12 +1,14 @@
-"""Set-up for all tests."""
+"""What every test starts from, however the tests themselves were started."""
 
-import pytest
+from __future__ import annotations
+
+import signal
+
 import torch
 
-# The tensors are tiny and the tests share the cores: waking a second thread costs far more than it brings.
+# Small operations on busy cores wait for threads longer than they compute.
 torch.set_num_threads(1)
 
-
-@pytest.fixture(autouse=True)
-def _fixed_seed() -> None:
-    torch.manual_seed(0)
+# A job in the background of a script ignores the interrupt key; the tests of interruptions need the usual handlers.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
