@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help train test slow check format clean
+.PHONY: help train test slow integrations check format clean
 
 help:
 	@echo "make train   train and evaluate on the embedded digits (ARGS='model=conv optimization=backprop' to change)"
 	@echo "make test    run the fast tests"
 	@echo "make slow    run the slow tests (data sets are looked for in FWDGRAD_DATA)"
+	@echo "make integrations   install Lightning and Hugging Face beside it, and run their tests and the examples"
 	@echo "make check   format check, lint, types, fast tests"
 	@echo "make format  format and mend what can be mended"
 
@@ -27,6 +28,10 @@ test: $(BIN)/.installed
 
 slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+integrations: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,lightning,transformers]' 'jsonargparse[signatures]'
+	$(BIN)/python -m pytest tests/integrations tests/test_examples.py $(ARGS)
 
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check .

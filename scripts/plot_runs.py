@@ -42,9 +42,14 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--field", default="val_accuracy", help="a column of metrics.csv (default: val_accuracy)")
     parser.add_argument("--title", default="")
+    parser.add_argument("--labels", nargs="+", help="a name for each run, instead of what its folder says")
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     arguments = parser.parse_args()
     runs = [read_run(folder) for folder in arguments.runs]
+    if arguments.labels:
+        if len(arguments.labels) != len(runs):
+            sys.exit(f"error: --labels must name all {len(runs)} runs, got {len(arguments.labels)}")
+        runs = [(label, rows) for label, (_, rows) in zip(arguments.labels, runs, strict=True)]
     fields = runs[0][1][0]
     if arguments.field not in fields:
         sys.exit(f"error: --field must be one of {', '.join(fields)}, got {arguments.field!r}")
