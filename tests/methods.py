@@ -48,6 +48,9 @@ SECOND_MOMENTS = {
     "normal": partial(shared_second_moment, 2.0),
     "rademacher": partial(shared_second_moment, 0.0),
     "sphere": partial(shared_second_moment, 0.0),
+    "sparse": partial(shared_second_moment, 1 / 0.1 - 1),
+    "coordinate": partial(shared_second_moment, 0.0),
+    "orthogonal": partial(shared_second_moment, 0.0),
     "low_rank": partial(shared_second_moment, 0.0),
     "per_example": per_example_second_moment,
 }
@@ -65,6 +68,8 @@ def _activity(num_directions: int = 1, chunk_size: int | None = None, seed: int 
 
 def _forward_gradient(direction: str, engine: str) -> Method:
     limits = DIFFERENCES if engine == "finite_difference" else {}
+    if direction in ("coordinate", "orthogonal"):  # as many in one step as there are entries would be exact
+        limits = limits | {"steps": limits.get("samples", 2048) // 2, "samples": limits.get("samples", 2048)}
     make = partial(ForwardGradient, direction=direction, engine=engine)
     per_example = direction == "per_example"
     return Method(make, SECOND_MOMENTS[direction], per_example=per_example, **limits)

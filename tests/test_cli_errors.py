@@ -15,7 +15,7 @@ from fwdgrad.training import load_checkpoint
 
 __all__ = ["train"]  # a fixture
 
-DIRECTIONS = "['normal', 'rademacher', 'sphere', 'low_rank', 'per_example']"
+DIRECTIONS = "['normal', 'rademacher', 'sphere', 'sparse', 'coordinate', 'orthogonal', 'low_rank', 'per_example']"
 
 USAGE = [
     # keys

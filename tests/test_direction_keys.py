@@ -10,7 +10,7 @@ from samples import PARAMS, per_example_vectors, random
 from torch import Tensor
 
 from fwdgrad import tangents
-from fwdgrad.directions import DIRECTIONS, Direction, LowRank, make_direction
+from fwdgrad.directions import DIRECTIONS, Direction, LowRank, Sparse, make_direction
 from fwdgrad.randomness import KeyedGenerator
 
 
@@ -31,7 +31,11 @@ def test_a_direction_does_not_depend_on_its_chunk(name: str) -> None:
         assert all(torch.equal(part[key], together[key][list(chunk)]) for key in PARAMS)
 
 
-@pytest.mark.parametrize("name", [name for name in DIRECTIONS if name != "sphere"])
+# The vectors of these are made over all parameters together.
+JOINT = ("sphere", "coordinate", "orthogonal")
+
+
+@pytest.mark.parametrize("name", [name for name in DIRECTIONS if name not in JOINT])
 def test_a_direction_does_not_depend_on_the_parameters_beside_nor_on_their_order(name: str) -> None:
     together = draw(DIRECTIONS[name](), PARAMS)
     for params in (dict(reversed(PARAMS.items())), {"w": PARAMS["w"]}, {"x": random(9), "w": PARAMS["w"]}):
@@ -68,6 +72,35 @@ def test_parameters_that_are_not_real_floating_point_are_refused(name: str, dtyp
 def test_a_rank_that_is_not_a_positive_integer_is_refused(rank: object) -> None:
     with pytest.raises(ValueError, match=f"rank must be a positive integer, got {rank!r}"):
         LowRank(rank)
+
+
+@pytest.mark.parametrize("probability", [0, -0.5, 1.5, True, float("nan"), "2"])
+def test_a_probability_out_of_range_is_refused(probability: object) -> None:
+    with pytest.raises(ValueError, match=f"probability must be a number above 0 and at most 1, got {probability!r}"):
+        Sparse(probability)  # type: ignore[arg-type]
+
+
+def test_a_number_may_follow_the_word() -> None:
+    low_rank, sparse = make_direction("low_rank:4"), make_direction("sparse:2.5e-1")
+    assert isinstance(low_rank, LowRank) and low_rank.rank == 4
+    assert isinstance(sparse, Sparse) and sparse.probability == 0.25
+
+
+NUMBERS = {
+    "normal:3": "direction 'normal' takes no number, got 'normal:3'",
+    "low_rank:": "direction 'low_rank' takes a number after the colon, its rank; got 'low_rank:'",
+    "sparse:half": "direction 'sparse' takes a number after the colon, its probability; got 'sparse:half'",
+    "low_rank:0": "rank must be a positive integer, got 0",
+    "low_rank:1.5": "rank must be a positive integer, got 1.5",
+    "sparse:2": "probability must be a number above 0 and at most 1, got 2",
+    "sparce:0.1": "direction must be one of .*, got 'sparce'. Did you mean 'sparse'",
+}
+
+
+@pytest.mark.parametrize(("word", "text"), NUMBERS.items(), ids=NUMBERS)
+def test_a_wrong_number_after_the_word_is_refused(word: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make_direction(word)
 
 
 def test_factors_are_kept_only_where_they_are_fewer_than_the_entries() -> None:

@@ -10,7 +10,17 @@ import torch
 from samples import PARAMS, flatten, per_example_vectors, random
 from torch import Tensor
 
-from fwdgrad.directions import DIRECTIONS, Direction, LowRank, Normal, PerExample, Rademacher
+from fwdgrad.directions import (
+    DIRECTIONS,
+    Coordinate,
+    Direction,
+    LowRank,
+    Normal,
+    Orthogonal,
+    PerExample,
+    Rademacher,
+    Sparse,
+)
 from fwdgrad.randomness import KeyedGenerator
 
 COUNT = sum(param.numel() for param in PARAMS.values())
@@ -51,8 +61,9 @@ def assert_identity(rows: Tensor, tolerance: float) -> None:
 
 @every_shared
 def test_identity_covariance(make: Callable[[], Direction]) -> None:
-    # No product of two entries has a variance above 2, that of the square of a normal.
-    assert_identity(vectors(make(), PARAMS, KeyedGenerator(0, 0, range(4096))), 6 * math.sqrt(2 / 4096))
+    # No product of two entries has a variance above 2, that of the square of a normal, but for a sparse entry's square.
+    variance = 1 / 0.1 - 1 if make is Sparse else 2
+    assert_identity(vectors(make(), PARAMS, KeyedGenerator(0, 0, range(4096))), 6 * math.sqrt(variance / 4096))
 
 
 @every_shared
@@ -66,7 +77,9 @@ def test_the_vectors_of_one_step_and_those_of_many_steps_have_the_same_covarianc
     make: Callable[[], Direction],
 ) -> None:
     steps = torch.cat([vectors(make(), PARAMS, KeyedGenerator(0, step)) for step in range(2048)])
-    assert_identity(steps, 6 * math.sqrt(2 / 2048))
+    # One coordinate, alone in its step, has the square P with probability 1/P.
+    variance = {Sparse: 1 / 0.1 - 1, Coordinate: COUNT - 1}.get(make, 2)
+    assert_identity(steps, 6 * math.sqrt(variance / 2048))
 
 
 def estimates_second_moment(rows: Tensor, gradient: Tensor) -> Tensor:
@@ -118,7 +131,56 @@ def test_the_second_moment_of_normals_is_p_plus_two() -> None:
         assert abs(1.1**4 * measured - (p + 2)) <= 6 * deviation
 
 
-@pytest.mark.parametrize("name", ["rademacher", "sphere", "low_rank"])
+def test_the_second_moment_of_sparse_entries_is_p_minus_one_plus_the_inverse_of_the_probability() -> None:
+    # Over all patterns: each of four entries is +, -, or 0, with the probabilities p/2, p/2 and 1 - p.
+    p, gradient = 0.3, random(4, seed=1)
+    patterns = torch.cartesian_prod(*[torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)] * 4)
+    probabilities = torch.where(patterns == 0, 1 - p, p / 2).prod(1)
+    rows = patterns / math.sqrt(p)
+    second_moment = (probabilities * (rows @ gradient).square() * rows.square().sum(1)).sum()
+    torch.testing.assert_close(second_moment, (4 - 1 + 1 / p) * gradient.square().sum())
+    drawn = vectors(Sparse(p), {"w": random(4)}, KeyedGenerator(0, 0, range(8192)))
+    for value, probability in ((1, p / 2), (-1, p / 2), (0, 1 - p)):
+        share = ((drawn * math.sqrt(p) - value).abs() < 1e-12).double().mean()
+        assert abs(share - probability) <= 6 * math.sqrt(probability * (1 - probability) / drawn.numel())
+
+
+ORTHOGONAL = {"coordinate": Coordinate, "orthogonal": Orthogonal}
+every_orthogonal = pytest.mark.parametrize("make", ORTHOGONAL.values(), ids=ORTHOGONAL)
+
+
+@every_orthogonal
+@pytest.mark.parametrize("count", [1, 7, COUNT])
+def test_vectors_of_a_set_are_orthogonal_and_have_the_norm_sqrt_p(make: Callable[[], Direction], count: int) -> None:
+    rows = vectors(make(), PARAMS, KeyedGenerator(0, 3, range(count)))
+    torch.testing.assert_close(rows @ rows.T, COUNT * torch.eye(count, dtype=torch.float64))
+    # Then the mean of (g.v) v over K = P vectors is g, and |its mean over K|^2 is P/K |projection of g|^2.
+    if count == COUNT:
+        torch.testing.assert_close((rows @ GRADIENT) @ rows / count, GRADIENT)
+
+
+@every_orthogonal
+def test_after_p_vectors_another_set_begins(make: Callable[[], Direction]) -> None:
+    rows = vectors(make(), PARAMS, KeyedGenerator(0, 0, range(COUNT - 2, 2 * COUNT)))
+    torch.testing.assert_close(rows[2:].T @ rows[2:] / COUNT, torch.eye(COUNT, dtype=torch.float64))
+    assert (rows[:2] @ rows[2:].T).abs().max() > 1
+
+
+@every_orthogonal
+def test_the_second_moment_of_a_mean_of_k_is_p_over_k(make: Callable[[], Direction]) -> None:
+    # |estimate|^2 = (P/K)^2 |projection|^2, and P/K |projection|^2 / |g|^2 has the mean 1 and lies in [0, P/K].
+    p, k, n = COUNT, 5, 1024
+    ratios = []
+    for step in range(n):
+        rows = vectors(make(), PARAMS, KeyedGenerator(0, step, range(k)))
+        ratios.append(((rows @ GRADIENT) @ rows / k).square().sum() / GRADIENT.square().sum())
+    measured = torch.stack(ratios)
+    deviation = measured.std() / math.sqrt(n)
+    assert abs(measured.mean() - p / k) <= 5 * deviation
+    assert abs(measured.mean() - (p + k - 1) / k) > 5 * deviation
+
+
+@pytest.mark.parametrize("name", ["rademacher", "sphere", "low_rank", "coordinate", "orthogonal"])
 def test_every_vector_has_the_norm_sqrt_p(name: str) -> None:
     # Then |(g.v) v|^2 = P (g.v)^2, and E[v v^T] = I gives the second moment P |g|^2.
     rows = vectors(DIRECTIONS[name](), PARAMS, KeyedGenerator(0, 0, range(100)))

@@ -48,6 +48,37 @@ class Sphere:
         return {name: Dense(_scale_each(values, scales)) for name, values in normals.items()}
 
 
+class Sparse:
+    """Independent entries, ``+1/sqrt(p)`` or ``-1/sqrt(p)`` with probability p/2 each, and else 0.
+
+    ``E[v v^T] = I`` and ``E|(g.v) v|^2 = (P - 1 + 1/p) |g|^2``, since ``E[v_i^4] = 1/p``. The vectors are kept as plain
+    tensors: a few large entries instead of many small ones, which costs what any dense direction costs.
+
+    Args:
+        probability: p, above 0 and at most 1; at 1 the entries are those of ``Rademacher``.
+
+    Raises:
+        ValueError: if the probability is no such number.
+    """
+
+    def __init__(self, probability: float = 0.1) -> None:
+        if not isinstance(probability, int | float) or isinstance(probability, bool) or not 0 < probability <= 1:
+            raise ValueError(f"probability must be a number above 0 and at most 1, got {probability!r}")
+        self.probability = float(probability)
+
+    def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, Dense]:
+        return {
+            name: Dense(self._entries(name, real_or_raise(name, param), generator)) for name, param in params.items()
+        }
+
+    def _entries(self, name: str, param: Tensor, generator: KeyedGenerator) -> Tensor:
+        # One uniform number says whether there is an entry and which sign it has; bfloat16 is too coarse to say it.
+        uniform = generator.uniform(name, param.to(torch.promote_types(param.dtype, torch.float32)))
+        kept = uniform < self.probability
+        signs = uniform.sub_(self.probability / 2).sign_()
+        return signs.mul_(kept).mul_(1 / math.sqrt(self.probability)).to(param.dtype)
+
+
 def _signs_like(name: str, param: Tensor, generator: KeyedGenerator) -> Tensor:
     real_or_raise(name, param)
     signs = generator.signs(name, param.numel(), param.dtype, param.device)

@@ -24,7 +24,8 @@ class ForwardGradient:
     forward-mode AD; no backward pass is run and no activation is kept.
 
     Args:
-        direction: a word (``normal``, ``rademacher``, ``sphere``, ``low_rank``, ``per_example``), an object with
+        direction: a word (``normal``, ``rademacher``, ``sphere``, ``sparse``, ``coordinate``, ``orthogonal``,
+            ``low_rank``, ``per_example``; a number may follow, as in ``low_rank:4``), an object with
             ``sample(params, generator)``, or such a function.
         num_directions: K.
         engine: a word (``func``, ``dual``, ``finite_difference``) or an engine object.
