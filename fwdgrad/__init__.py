@@ -1,5 +1,6 @@
 """Train PyTorch models without backpropagation, by forward gradients."""
 
+from fwdgrad.diagnosis import check_model
 from fwdgrad.estimators import (
     ActivityPerturbation,
     Backprop,
@@ -19,6 +20,7 @@ __all__ = [
     "ForwardGradient",
     "GradientEstimate",
     "__version__",
+    "check_model",
     "fit",
     "forward_gradient",
 ]

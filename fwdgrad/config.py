@@ -47,3 +47,16 @@ class TrainConfig:
     progress: bool | None = None
     name: str = MISSING
     resume: str | None = None
+
+
+@dataclass
+class DoctorConfig:
+    """A check of a model on a batch of a dataset."""
+
+    dataset: DatasetConfig = MISSING
+    model: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    training: bool = True
+    parts: bool = True
+    json: str | None = None
+    name: str = MISSING

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any
 
 import hydra
 import torch
+import torch.nn.functional as F
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from fwdgrad.data import Batches, Dataset, load_dataset
+from fwdgrad.diagnosis import Report, check_model
 from fwdgrad.estimators import Estimator
 from fwdgrad.training import Tracker, Trainer, list_checkpoints, load_checkpoint
 from fwdgrad.training.device import check_precision, peak_memory_bytes, resolve_device
@@ -73,6 +75,32 @@ def run(cfg: DictConfig, folder: Path) -> float:
         trainer.tracker.close()
     log.info("test accuracy %.4f  test loss %.4f  after %d steps", test.accuracy, test.loss, trainer.step)
     return validation.accuracy
+
+
+def check(cfg: DictConfig, methods: Mapping[str, Callable[[], Estimator]]) -> Report:
+    """Check the model of a composed ``doctor`` configuration on a batch of its dataset.
+
+    Args:
+        cfg: the configuration.
+        methods: the methods to try, from a word to what makes the estimator.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"no value for {', '.join(missing)}; give it on the command line")
+    torch.manual_seed(cfg.seed)
+    with _section("dataset"):
+        dataset = _make_dataset(cfg.dataset, cfg.seed)
+        batches = Batches(dataset.train, cfg.dataset.batch_size, seed=cfg.seed)
+    model = make_model(cfg, dataset).train(cfg.training)
+    inputs, targets = next(batches.epoch(0))
+    with _section("model"):
+        return check_model(
+            model,
+            lambda model: F.cross_entropy(model(inputs), targets, reduction="none"),
+            methods=methods,
+            parts=cfg.parts,
+            seed=cfg.seed,
+        )
 
 
 def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:

@@ -19,12 +19,13 @@ LAYERS: list[set[str]] = [
     {"directions", "engines", "functional", "optim", "models", "data", "objectives"},
     {"estimators"},
     {"fit"},
+    {"diagnosis"},
     {"fwdgrad"},
     {"training", "global_optimization", "integrations"},
     {"config"},
     {"experiment"},
     {"cli"},
-    {"scripts", "train"},
+    {"scripts", "train", "doctor"},
 ]
 # Which modules may import a third party, by the beginning of their names.
 DOORS: dict[tuple[str, ...], tuple[str, ...]] = {

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from command import Train, train  # noqa: F401
 from test_configs import _small_data, run_steps  # noqa: F401
+from test_doctor import run_doctor
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 RUNS = [command for command in COMMANDS if command.startswith("python train.py") and "-m" not in command.split()]
-SWEEPS = [command for command in COMMANDS if "-m" in command.split() and "hydra" not in command.replace("hparams", "")]
+TRAINS = [command for command in COMMANDS if command.startswith("python train.py")]
+SWEEPS = [command for command in TRAINS if "-m" in command.split() and "hydra" not in command.replace("hparams", "")]
+CHECKS = [command for command in COMMANDS if command.startswith("python -m fwdgrad.doctor")]
 
 
 @pytest.mark.parametrize("command", [command for command in RUNS if "resume=" not in command])
@@ -30,8 +33,19 @@ def test_a_sweep_of_the_readme(command: str, train: Train, tmp_path: Path) -> No
     assert len(list(tmp_path.glob("outputs/multirun/*/*/results.csv"))) == 1
 
 
+@pytest.mark.parametrize("command", CHECKS)
+def test_a_check_of_the_readme(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run_doctor(monkeypatch, capsys, *shlex.split(command)[3:])
+    assert outcome.code == 0, outcome.err
+    shown = re.findall(r"```text\n(.*?)```", README, re.DOTALL)[0].splitlines()
+    assert shown[0].partition(",")[0] in outcome.out and shown[-1] in outcome.out
+
+
 def test_the_readme_names_what_exists() -> None:
-    assert len(RUNS) >= 4 and len(SWEEPS) >= 1
+    assert len(RUNS) >= 4 and len(SWEEPS) >= 1 and len(CHECKS) == 1
     for path in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
     for script in re.findall(r"python (scripts/\w+\.py)", README):

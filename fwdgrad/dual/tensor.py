@@ -85,13 +85,24 @@ def _without_tangents(func: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     """Run an operation met under ``torch.no_grad``: tangents stop there, as gradients do in reverse mode."""
     # torch.autograd.Function.apply alone turns both gradient modes off; no_grad leaves forward mode on.
     if not torch._C._is_fwd_grad_enabled() and not torch.is_inference_mode_enabled():
-        caller = sys._getframe(2).f_code
+        caller = _applied().f_code
         raise DualError(
             f"{getattr(caller, 'co_qualname', caller.co_name)}: the dual engine cannot see the derivative of a custom "
             "torch.autograd.Function; write its tangent as a rule, @fwdgrad.dual.rule(ThatFunction), or call its "
             "computation directly (for torch.utils.checkpoint: use_reentrant=False)"
         )
     return func(*args, **kwargs)
+
+
+def _applied() -> Any:
+    """Return the frame of the ``forward`` of the custom ``autograd.Function`` that is running."""
+    frame: Any = sys._getframe(3)
+    while frame is not None:
+        arguments = [frame.f_locals[name] for name in frame.f_code.co_varnames[:1] if name in frame.f_locals]
+        if frame.f_code.co_name == "forward" and not any(isinstance(x, torch.nn.Module) for x in arguments):
+            return frame
+        frame = frame.f_back
+    return sys._getframe(3)
 
 
 def _checked_keywords(func: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,261 @@
+"""One derivative computed four ways: the dual engine, PyTorch's forward mode, reverse mode, central differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import fwdgrad.dual
+from fwdgrad.dual import fallback_counts
+from fwdgrad.randomness import global_random_state
+
+Function = Callable[..., tuple[Tensor, ...]]
+"""From tensors, each an argument, to floating-point tensors."""
+
+STEPS = (1e-4, 1e-5, 1e-6, 1e-7)
+"""Displacements, relative to the root mean square of what is displaced; the smaller ones serve where a kink is near."""
+DIFFERENCE_TOLERANCE = 1e-4
+"""How far a derivative may be from the central differences, relative to their size."""
+EXACT_TOLERANCE = 1e-6
+"""How far two exact derivatives in float64 may be from each other."""
+
+
+@dataclass
+class Comparison:
+    """What the four ways gave along one random direction v, and how far they are apart.
+
+    ``reverse`` and ``dual_projection`` are numbers: the derivative of ``<u, f>`` for a random u, since reverse mode
+    gives no more. An error is infinite where one of the two is not finite, nan where it could not be told.
+    """
+
+    errors: dict[str, Exception] = field(default_factory=dict)
+    """What a way raised, by its name: dual, func, reverse."""
+    projections: dict[str, float] = field(default_factory=dict)
+    """The derivative of <u, f> by each way."""
+    dual_reverse: float = math.nan
+    dual_func: float = math.nan
+    dual_differences: float = math.nan
+    func_differences: float = math.nan
+    reverse_differences: float = math.nan
+    value: float = 0.0
+    """Error of the dual engine's primal value."""
+    checked: int = 0
+    """Number of finite outputs."""
+    kinks: int = 0
+    """Outputs whose derivatives to the left and to the right differ, so that central differences say nothing."""
+    fallbacks: list[str] = field(default_factory=list)
+    """Operations that the dual engine left to PyTorch's forward mode."""
+
+    def verdicts(self) -> list[str]:
+        """Return what is wrong, in words of the table ``findings.KINDS``; empty where all is well."""
+        found = []
+        reverse = "reverse" not in self.errors
+        dual_off = self.dual_differences > DIFFERENCE_TOLERANCE
+        func_off = self.func_differences > DIFFERENCE_TOLERANCE
+        apart = self.dual_reverse > EXACT_TOLERANCE
+        if "dual" in self.errors:
+            found.append("dual refuses")
+        elif self.value > EXACT_TOLERANCE or (apart and (dual_off or math.isnan(self.dual_differences))):
+            found.append("dual wrong" if not self.reverse_differences > DIFFERENCE_TOLERANCE else "all differ")
+        elif apart:
+            found.append("reverse wrong")
+        elif dual_off:
+            found.append("cut" if reverse else "dual wrong")
+        if "func" in self.errors:
+            found.append("func refuses")
+        elif self.dual_func > EXACT_TOLERANCE or ("dual" in self.errors and func_off):
+            if not dual_off and "dual" not in self.errors and not apart:
+                found.append("func wrong")
+            elif "cut" in found:
+                found.append("func wrong" if func_off else "func goes on")
+            elif "dual" in self.errors or func_off:
+                found.append("func wrong")
+        if not reverse:
+            found.append("reverse refuses")
+        return found
+
+
+def compare(function: Function, primals: Sequence[Tensor], seed: int = 0) -> Comparison:
+    """Differentiate ``function(*primals)`` along a random direction in four ways.
+
+    Each evaluation starts from the same global random state, so that all see the same dropout masks; the function
+    must not write to its arguments.
+
+    Raises:
+        Exception: whatever the plain evaluation raises.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    replay = global_random_state(primals)
+    primals = [primal.detach() for primal in primals]
+    v = [like_structured(_normal(primal, generator), primal) * _scale(primal) for primal in primals]
+
+    def evaluate(*arguments: Tensor) -> tuple[Tensor, ...]:
+        replay()
+        return function(*arguments)
+
+    value = _join(evaluate(*primals))
+    u = torch.randn(value.shape, dtype=value.dtype, generator=generator).to(value.device)
+    outcome = Comparison()
+    pushed = {"dual": _dual(evaluate, primals, v, outcome), "func": _func(evaluate, primals, v, outcome)}
+    finite = value.isfinite()
+    outcome.checked = int(finite.sum())
+    dual, func = ((None if pair is None else pair[1].where(finite, 0)) for pair in (pushed["dual"], pushed["func"]))
+    u = u.where(finite, 0)
+    reverse = _reverse(evaluate, primals, v, u, outcome)
+    differences = _Differences(evaluate, primals, v, value, finite)
+    outcome.kinks = int(differences.kinks.sum())
+    replay()
+    for name, tangents in (("dual", dual), ("func", func)):
+        if tangents is not None:
+            outcome.projections[name] = float(tangents @ u)
+            setattr(outcome, f"{name}_differences", differences.error(tangents))
+    if reverse is not None:
+        outcome.projections["reverse"] = reverse
+    outcome.projections["differences"] = float(differences.best @ u)
+    if pushed["dual"] is not None and dual is not None:
+        outcome.value = _distance(pushed["dual"][0].where(finite, 0), value.where(finite, 0))
+        if reverse is not None:
+            outcome.dual_reverse = _relative(outcome.projections["dual"] - reverse, (u * dual).norm().item())
+        if func is not None:
+            outcome.dual_func = _distance(func, dual)
+    if reverse is not None and not differences.kinks.any():
+        outcome.reverse_differences = differences.projected_error(reverse, u)
+    return outcome
+
+
+class _Differences:
+    """Central differences of several step sizes, and where a kink makes them worthless."""
+
+    def __init__(
+        self, function: Function, primals: list[Tensor], v: list[Tensor], value: Tensor, finite: Tensor
+    ) -> None:
+        self.steps = []
+        size = value.where(finite, 0).abs()
+        for h in STEPS:
+            plus, minus = (
+                _join(function(*[p + sign * h * t for p, t in zip(primals, v, strict=True)])).where(finite, 0)
+                for sign in (1, -1)
+            )
+            if plus.shape != value.shape or minus.shape != value.shape:  # the output's size depends on the values
+                continue
+            central = (plus - minus) / (2 * h)
+            noise = 100 * torch.finfo(torch.float64).eps * (size + _rms(size)) / h
+            sided = (plus - 2 * value.where(finite, 0) + minus).abs() / h
+            kink = sided > 1e-2 * (central.abs() + _rms(central)) + noise
+            self.steps.append((central, noise, kink | ~central.isfinite()))
+        if not self.steps:
+            self.steps = [(value * math.nan, value * math.nan, torch.ones_like(finite))]
+        self.kinks = torch.stack([kink for _, _, kink in self.steps]).all(0)
+        self.best = self.steps[-2 if len(self.steps) > 1 else 0][0].nan_to_num()
+
+    def error(self, tangents: Tensor) -> float:
+        """Return the largest relative error of the entries that have no kink, each at the step that suits it best."""
+        if self.kinks.all():
+            return math.nan
+        errors = []
+        for central, noise, kink in self.steps:
+            error = ((tangents - central).abs() - noise) / (central.abs() + _rms(central) + 1e-300)
+            errors.append(error.where(~kink, math.inf))
+        worst = torch.stack(errors).amin(0)[~self.kinks].nan_to_num(nan=math.inf).amax()
+        return max(worst.item(), 0.0)
+
+    def projected_error(self, number: float, u: Tensor) -> float:
+        """Return the error of a derivative of <u, f>."""
+        return min(
+            _relative(max(abs(number - float(central @ u)) - float(noise @ u.abs()), 0.0), (u * central).norm().item())
+            for central, noise, _ in self.steps
+        )
+
+
+def _dual(
+    function: Function, primals: list[Tensor], v: list[Tensor], outcome: Comparison
+) -> tuple[Tensor, Tensor] | None:
+    before = fallback_counts()
+    try:
+        values, tangents = fwdgrad.dual.jvp(function, tuple(primals), tuple(v), fallback="silent")
+    except Exception as error:  # of any kind: it is reported
+        outcome.errors["dual"] = error
+        return None
+    finally:
+        outcome.fallbacks = [name for name, count in fallback_counts().items() if count > before.get(name, 0)]
+    return _join(values), _join(tangents)
+
+
+def _func(
+    function: Function, primals: list[Tensor], v: list[Tensor], outcome: Comparison
+) -> tuple[Tensor, Tensor] | None:
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # as engine="func" does
+            values, tangents = torch.func.jvp(function, tuple(primals), tuple(v))  # type: ignore[misc]
+    except Exception as error:  # of any kind: it is reported
+        outcome.errors["func"] = error
+        return None
+    return _join(values).detach(), _join(tangents).detach()
+
+
+def _reverse(
+    function: Function, primals: list[Tensor], v: list[Tensor], u: Tensor, outcome: Comparison
+) -> float | None:
+    leaves = [primal.clone().requires_grad_() for primal in primals]
+    try:
+        with torch.enable_grad():
+            output = _join(function(*leaves))
+            if not output.requires_grad:
+                return 0.0
+            projected = (output.where(u != 0, 0) * u).sum()
+            cotangents = torch.autograd.grad(projected, leaves, allow_unused=True)
+    except Exception as error:  # of any kind: it is reported
+        outcome.errors["reverse"] = error
+        return None
+    return sum(float((g.conj() * t).sum().real) for g, t in zip(cotangents, v, strict=True) if g is not None)
+
+
+def _join(values: Sequence[Tensor]) -> Tensor:
+    """Return all entries of the tensors in one vector; a complex number is two entries."""
+    flat = [(torch.view_as_real(value.resolve_conj()) if value.is_complex() else value).reshape(-1) for value in values]
+    return torch.cat([part.to(torch.float64) for part in flat])
+
+
+def like_structured(v: Tensor, primal: Tensor) -> Tensor:
+    """Make a direction symmetric or triangular where the point is a square matrix that is so.
+
+    Functions such as ``cholesky`` read one triangle and take the other for granted.
+    """
+    if primal.dim() < 2 or primal.shape[-1] != primal.shape[-2] or primal.shape[-1] < 2 or not primal.any():
+        return v
+    if torch.allclose(primal, primal.mH, rtol=1e-9, atol=1e-12):
+        return (v + v.mH) / 2
+    if not primal.triu(1).any():
+        return v.tril()
+    return v if primal.tril(-1).any() else v.triu()
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, dtype=like.dtype, generator=generator).to(like.device)
+
+
+def _scale(primal: Tensor) -> float:
+    finite = primal[primal.isfinite()]
+    return float(_rms(finite)) or 1.0
+
+
+def _rms(x: Tensor) -> Tensor:
+    x = x[x.isfinite()]
+    return x.abs().square().mean().sqrt() if x.numel() else torch.zeros((), dtype=torch.float64)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    if not a.isfinite().all():
+        return math.inf
+    return float(((a - b).abs() / (b.abs() + _rms(b) + 1e-300)).amax()) if a.numel() else 0.0
+
+
+def _relative(error: float, scale: float) -> float:
+    if not math.isfinite(error):
+        return math.inf
+    return abs(error) / scale if scale > 0 else (0.0 if abs(error) < 1e-12 else math.inf)
