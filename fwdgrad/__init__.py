@@ -7,6 +7,7 @@ from fwdgrad.estimators import (
     Estimator,
     ForwardGradient,
     GradientEstimate,
+    ZerothOrder,
     forward_gradient,
 )
 from fwdgrad.fit import fit
@@ -19,6 +20,7 @@ __all__ = [
     "Estimator",
     "ForwardGradient",
     "GradientEstimate",
+    "ZerothOrder",
     "__version__",
     "check_model",
     "fit",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fwdgrad.data import Batches, Split
-from fwdgrad.estimators import ActivityPerturbation, Backprop, Estimator, ForwardGradient
+from fwdgrad.estimators import ActivityPerturbation, Backprop, Estimator, ForwardGradient, ZerothOrder
 from fwdgrad.randomness import KeyedGenerator
 from fwdgrad.words import check_word
 
@@ -22,6 +22,7 @@ Data = tuple[Tensor, Tensor] | Split | Iterable[tuple[Tensor, Tensor]]
 METHODS: dict[str, Callable[..., Estimator]] = {
     "fwdgrad": ForwardGradient,
     "fwdgrad_fast": lambda **options: ForwardGradient(**{"direction": "low_rank", "engine": "dual", **options}),
+    "spsa": ZerothOrder,
     "activity": ActivityPerturbation,
     "backprop": Backprop,
 }
@@ -82,7 +83,7 @@ def fit(
         train: inputs and targets as a pair of tensors or as a ``fwdgrad.data.Split``, which are shuffled in every
             epoch, or any iterable of batches such as a ``DataLoader``.
         validation: likewise; scored after every epoch in evaluation mode.
-        method: ``fwdgrad``, ``fwdgrad_fast``, ``activity``, ``backprop``, or an estimator.
+        method: ``fwdgrad``, ``fwdgrad_fast``, ``spsa``, ``activity``, ``backprop``, or an estimator.
         epochs: how often to go through ``train``.
         batch_size: examples a step, for tensors and splits.
         lr: learning rate of Adam, which falls along a cosine from epoch to epoch.

@@ -32,6 +32,10 @@ class KeyedGenerator:
     def __repr__(self) -> str:
         return f"KeyedGenerator(seed={self.seed}, step={self.step}, indices={self.indices})"
 
+    def at(self, indices: range) -> KeyedGenerator:
+        """Return a generator of other directions of the same step."""
+        return KeyedGenerator(self.seed, self.step, indices)
+
     def key(self, name: str, index: int) -> int:
         """Return the 63-bit key of one parameter in one direction."""
         return int.from_bytes(self._bytes(name, index, 8), "big") >> 1

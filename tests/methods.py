@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from torch import Tensor
 
-from fwdgrad import Backprop, Estimator, ForwardGradient
+from fwdgrad import Backprop, Estimator, ForwardGradient, ZerothOrder
 from fwdgrad.directions import DIRECTIONS
 from fwdgrad.engines import ENGINES
 from fwdgrad.estimators import ActivityPerturbation
@@ -66,11 +66,17 @@ def _activity(num_directions: int = 1, chunk_size: int | None = None, seed: int 
     return ActivityPerturbation(num_directions, exact_output=False, space=space, seed=seed)
 
 
-def _forward_gradient(direction: str, engine: str) -> Method:
+def _zeroth_order(
+    direction: str, antithetic: bool, num_directions: int = 1, chunk_size: int | None = None, seed: int = 0
+) -> Estimator:
+    return ZerothOrder(direction, num_directions, step_size=None, antithetic=antithetic, seed=seed)
+
+
+def _forward_gradient(direction: str, engine: str, replay: bool = False) -> Method:
     limits = DIFFERENCES if engine == "finite_difference" else {}
     if direction in ("coordinate", "orthogonal"):  # as many in one step as there are entries would be exact
         limits = limits | {"steps": limits.get("samples", 2048) // 2, "samples": limits.get("samples", 2048)}
-    make = partial(ForwardGradient, direction=direction, engine=engine)
+    make = partial(ForwardGradient, direction=direction, engine=engine, replay=replay)
     per_example = direction == "per_example"
     return Method(make, SECOND_MOMENTS[direction], per_example=per_example, **limits)
 
@@ -88,6 +94,17 @@ METHODS: dict[str, Method] = {
         for direction in DIRECTIONS
         if direction != "per_example" or engine == "dual"
     },
+    **{f"replay-normal-{engine}": _forward_gradient("normal", engine, replay=True) for engine in ENGINES},
+    "replay-low_rank-dual": _forward_gradient("low_rank", "dual", replay=True),
+    **{
+        f"zeroth_order-{direction}": Method(
+            partial(_zeroth_order, direction, True), SECOND_MOMENTS[direction], **DIFFERENCES
+        )
+        for direction in ("normal", "rademacher", "low_rank")
+    },
+    "zeroth_order-one_sided": Method(
+        partial(_zeroth_order, "rademacher", False), SECOND_MOMENTS["rademacher"], **DIFFERENCES
+    ),
 }
 FORWARD_METHODS = {name: method for name, method in METHODS.items() if not method.uses_autograd}
 SHARED_METHODS = {name: method for name, method in METHODS.items() if not method.per_example}

@@ -25,7 +25,7 @@ def model() -> nn.Module:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_lowers_the_loss(method: str) -> None:
-    options: dict[str, Any] = {"num_directions": 8} if "fwdgrad" in method else {}
+    options: dict[str, Any] = {"num_directions": 8} if "fwdgrad" in method or method == "spsa" else {}
     net = model()
     before = F.cross_entropy(net(X), Y).item()
     history = fwdgrad.fit(net, (X, Y), (X, Y), method=method, epochs=10, lr=0.02, progress=False, **options)

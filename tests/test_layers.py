@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up; parts of one layer never import each other. A part is a module or package of fwdgrad with all that
 # is in it; "fwdgrad" is the package's own __init__, and cli stands for cli.py and every cli_*.py.
 LAYERS: list[set[str]] = [
-    {"tangents", "tree", "randomness", "words", "memory"},
+    {"tangents", "tree", "randomness", "replay", "words", "memory"},
     {"dual"},
     {"directions", "engines", "functional", "optim", "models", "data", "objectives"},
     {"estimators"},

@@ -11,6 +11,7 @@ from fwdgrad.directions.dense import Normal, Rademacher, Sparse, Sphere
 from fwdgrad.directions.low_rank import LowRank
 from fwdgrad.directions.orthogonal import Orthogonal
 from fwdgrad.directions.per_example import PerExample
+from fwdgrad.directions.replay import Replay
 from fwdgrad.words import check_word
 
 DIRECTIONS: dict[str, Callable[..., Direction]] = {
@@ -75,6 +76,7 @@ __all__ = [
     "Orthogonal",
     "PerExample",
     "Rademacher",
+    "Replay",
     "Sparse",
     "Sphere",
     "is_per_example",

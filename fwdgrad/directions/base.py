@@ -15,7 +15,10 @@ Params: TypeAlias = Mapping[str, Tensor]
 
 
 class Direction(Protocol):
-    """A distribution of random tangents ``v`` with ``E[v v^T] = I``, unless its docstring declares another bias."""
+    """A distribution of random tangents ``v`` with ``E[v v^T] = I``, unless its docstring declares another bias.
+
+    One with an attribute ``separable = True`` draws for each parameter on its own what it draws for it among others.
+    """
 
     def sample(self, params: Params, generator: KeyedGenerator) -> Mapping[str, Tangent]:
         """Draw the directions ``generator.indices``: for each parameter a tangent of K' vectors of its shape."""

@@ -19,6 +19,8 @@ class Normal:
     Source: Baydin et al., "Gradients without Backpropagation", 2022, arXiv:2202.08587, definition 1.
     """
 
+    separable = True
+
     def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, Dense]:
         return {name: Dense(generator.normal(name, real_or_raise(name, param))) for name, param in params.items()}
 
@@ -29,6 +31,8 @@ class Rademacher:
     ``E[v v^T] = I`` and, since ``|v|^2 = P`` always, ``E|(g.v) v|^2 = P |g|^2``: the least of all directions with
     independent entries.
     """
+
+    separable = True
 
     def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, Dense]:
         return {name: Dense(_signs_like(name, param, generator)) for name, param in params.items()}
@@ -60,6 +64,8 @@ class Sparse:
     Raises:
         ValueError: if the probability is no such number.
     """
+
+    separable = True
 
     def __init__(self, probability: float = 0.1) -> None:
         if not isinstance(probability, int | float) or isinstance(probability, bool) or not 0 < probability <= 1:

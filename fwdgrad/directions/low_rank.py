@@ -31,6 +31,8 @@ class LowRank:
         ValueError: if the rank is not a positive integer.
     """
 
+    separable = True
+
     def __init__(self, rank: int = 1) -> None:
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
             raise ValueError(f"rank must be a positive integer, got {rank!r}")

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from fwdgrad.dual.errors import DualError, PerExampleError
 from fwdgrad.dual.masking import Masked
-from fwdgrad.tangents import PerExample, Tangent
+from fwdgrad.replay import Replayed
+from fwdgrad.tangents import Dense, PerExample, Tangent
 
 RULES: dict[Any, Callable[..., Any]] = {}
 """From each function, method or attribute of PyTorch to the rule that stands in for it."""
@@ -205,9 +206,13 @@ def structured(x: Any) -> Any:
         return None
     if x._root is not None and x._epoch != x._root._epoch:
         _refresh(x)
-    if type(x._tangent) is Masked:
+    t = x._tangent
+    if type(t) is Masked:
         return tangent(x)
-    return x._tangent
+    if type(t) is Replayed:
+        t = t.draw()
+        return t.values if type(t) is Dense else t
+    return t
 
 
 def tangent(x: Any) -> Tensor | None:

@@ -4,6 +4,7 @@ from fwdgrad.estimators.activity import ActivityPerturbation
 from fwdgrad.estimators.backprop import Backprop
 from fwdgrad.estimators.base import Estimator, StepRecord
 from fwdgrad.estimators.forward_gradient import ForwardGradient, GradientEstimate, forward_gradient
+from fwdgrad.estimators.zeroth_order import ZerothOrder
 
 __all__ = [
     "ActivityPerturbation",
@@ -12,5 +13,6 @@ __all__ = [
     "ForwardGradient",
     "GradientEstimate",
     "StepRecord",
+    "ZerothOrder",
     "forward_gradient",
 ]

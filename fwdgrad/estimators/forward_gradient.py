@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fwdgrad.directions import Direction, SampleFunction, is_per_example, make_direction
+from fwdgrad.directions import Direction, Replay, SampleFunction, is_per_example, make_direction
 from fwdgrad.engines import Engine, Evaluation, Func, Function, make_engine
 from fwdgrad.estimators.base import StepRecord, check_positive_integer, deposit
 from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_independent_examples, check_loss
@@ -34,6 +34,9 @@ class ForwardGradient:
         seed: seed of the directions, which depend on nothing but (seed, step, direction index, parameter name).
         optimizer: the optimizer that will apply the estimate. A ``FactoredSGD`` is given it as factors; for any other
             it is accumulated into ``p.grad``, as without this argument.
+        replay: hold no direction: draw each parameter's when the engine reaches it, and again for the update. With
+            ``engine="dual"`` or ``"finite_difference"`` the directions then take the memory of one layer's; ``func``
+            needs all of them at once. The numbers are the same.
         compile: run the engine through ``torch.compile``; for ``engine="func"`` only.
         reduce: for replicas of the model that see different examples: called with each chunk's derivatives, a tensor of
             shape (K,) or (K, B), returns their mean over all replicas. Replicas with the same seed draw the same
@@ -53,10 +56,12 @@ class ForwardGradient:
         chunk_size: int | None = None,
         seed: int = 0,
         optimizer: torch.optim.Optimizer | None = None,
+        replay: bool = False,
         compile: bool = False,
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.direction = make_direction(direction)
+        made = make_direction(direction)
+        self.direction: Direction = Replay(made) if replay else made
         self.num_directions = check_positive_integer("num_directions", num_directions)
         self.chunk_size = check_positive_integer(
             "chunk_size", self.num_directions if chunk_size is None else chunk_size

@@ -1,0 +1,50 @@
+"""Directions that are drawn again where they are needed, one parameter at a time."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fwdgrad.directions.base import Direction, Params, real_or_raise
+from fwdgrad.randomness import KeyedGenerator
+from fwdgrad.replay import Recent, Replayed
+from fwdgrad.tangents import Tangent
+
+
+class Replay:
+    """The vectors of another direction, none of them stored.
+
+    The numbers are those of the direction itself. Each parameter's are drawn when the evaluation reaches it and again
+    for the update; of those drawn last no more are kept than the largest layer has parameters, times K.
+
+    Args:
+        direction: one that is ``separable``: it draws for each parameter on its own what it draws for all.
+
+    Raises:
+        ValueError: if the direction is not known to be separable.
+
+    Source: Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", 2023, arXiv:2305.17333, algorithm 1,
+    which replays the seed for a whole model at once.
+    """
+
+    def __init__(self, direction: Direction) -> None:
+        if not getattr(direction, "separable", False):
+            raise ValueError(
+                f"replay draws each parameter's direction on its own, which {type(direction).__name__} does not offer; "
+                "use 'normal', 'rademacher', 'sparse' or 'low_rank', set separable = True on your own direction if it "
+                "depends on the key and the parameter alone, or choose replay=False"
+            )
+        self.direction = direction
+
+    def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, Replayed]:
+        recent = Recent(params)
+
+        def replayed(name: str) -> Replayed:
+            param = real_or_raise(name, params[name])
+
+            def draw(indices: range) -> Tangent:
+                same = generator if indices == generator.indices else generator.at(indices)
+                return self.direction.sample({name: param}, same)[name]
+
+            return Replayed(param.shape, generator.indices, draw, partial(recent.get, name, param.numel()))
+
+        return {name: replayed(name) for name in params}
