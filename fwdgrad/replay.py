@@ -16,15 +16,11 @@ class Recent:
     A layer may be called many times in one pass, as a recurrent cell is; what it needs is then made once.
 
     Args:
-        params: the parameters by name; those of a layer share all of it but the last part.
+        params: the parameters by name.
     """
 
     def __init__(self, params: Mapping[str, Tensor]) -> None:
-        layers: dict[str, int] = {}
-        for name, param in params.items():
-            layer = name.rpartition(".")[0]
-            layers[layer] = layers.get(layer, 0) + param.numel()
-        self.capacity = max(layers.values(), default=0)
+        self.capacity = max(map(entries, layers(params).values()), default=0)
         self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
     def get(self, name: str, size: int, make: Callable[[], Any]) -> Any:
@@ -39,6 +35,19 @@ class Recent:
         return made
 
 
+def layers(params: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Group parameters by the layer that holds them: by all of their names but the last part."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, param in params.items():
+        groups.setdefault(name.rpartition(".")[0], {})[name] = param
+    return groups
+
+
+def entries(params: Mapping[str, Tensor]) -> int:
+    """Return the number of entries of all parameters."""
+    return sum(param.numel() for param in params.values())
+
+
 class Replayed:
     """K vectors of the shape of one parameter, drawn from their key each time somebody asks.
 
@@ -48,7 +57,7 @@ class Replayed:
         shape: shape of the parameter.
         indices: the directions, as indices among those of the step.
         draw: ``draw(indices) -> tangent`` of these directions; always the same for the same indices.
-        keep: ``keep(make) -> tangent``: may return what it made before instead of making it again.
+        recall: ``recall() -> tangent`` of all directions; the same that ``draw`` draws, perhaps from before.
     """
 
     def __init__(
@@ -56,12 +65,12 @@ class Replayed:
         shape: torch.Size,
         indices: range,
         draw: Callable[[range], Any],
-        keep: Callable[[Callable[[], Any]], Any] = lambda make: make(),
+        recall: Callable[[], Any] | None = None,
     ) -> None:
         self.shape = shape
         self.indices = indices
         self._draw = draw
-        self._keep = keep
+        self._recall = recall
 
     @property
     def num_directions(self) -> int:
@@ -69,7 +78,7 @@ class Replayed:
 
     def draw(self) -> Any:
         """Return the tangent."""
-        return self._keep(lambda: self._draw(self.indices))
+        return self._draw(self.indices) if self._recall is None else self._recall()
 
     def select(self, k: int) -> Replayed:
         """Return the k-th vector as a tangent of one, which is never kept."""

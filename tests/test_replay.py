@@ -155,11 +155,17 @@ def wide_and_deep(depth: int, width: int, batch: int) -> tuple[nn.Module, sample
     return seeded(lambda: nn.Sequential(*layers)).float(), lambda m: F.cross_entropy(m(x), y, reduction="none")
 
 
-METHODS: dict[str, tuple[Callable[[torch.optim.Optimizer], Any], float]] = {
-    "zeroth order": (lambda optimizer: ZerothOrder("normal", optimizer=optimizer), 1.25),
+# Above the memory of inference: how many times it, and how many directions of a layer.
+METHODS: dict[str, tuple[Callable[[torch.optim.Optimizer], Any], float, float]] = {
+    "zeroth order": (lambda optimizer: ZerothOrder("normal", optimizer=optimizer), 1.25, 1),
     # Each activation carries its tangent: twice the memory of inference is what forward mode takes.
-    "dual": (lambda optimizer: ForwardGradient("normal", 1, "dual", replay=True, optimizer=optimizer), 2.05),
-    "stored": (lambda optimizer: ForwardGradient("normal", 1, "dual", optimizer=optimizer), 2.05),
+    "dual": (lambda optimizer: ForwardGradient("normal", 1, "dual", replay=True, optimizer=optimizer), 2.05, 1),
+    "low rank": (
+        lambda optimizer: ForwardGradient("low_rank", 1, "dual", replay=True, optimizer=optimizer),
+        2.05,
+        0.05,
+    ),
+    "stored": (lambda optimizer: ForwardGradient("normal", 1, "dual", optimizer=optimizer), 2.05, 1),
 }
 
 
@@ -170,7 +176,7 @@ def test_a_step_takes_the_memory_of_inference_and_one_layers_direction(
 ) -> None:
     model, closure = wide_and_deep(depth, width, batch)
     optimizer = FactoredSGD(model.parameters(), lr=1e-3)
-    make, factor = METHODS[method]
+    make, factor, directions = METHODS[method]
     estimator = make(optimizer)
 
     def inference() -> None:
@@ -185,7 +191,7 @@ def test_a_step_takes_the_memory_of_inference_and_one_layers_direction(
     inference()
     step()
     before = weights(model)
-    limit = factor * peak_bytes(inference) + 4 * width * (width + 1)
+    limit = factor * peak_bytes(inference) + directions * 4 * width * (width + 1)
     assert (peak_bytes(step) <= limit) == (method != "stored")
     assert not gradients(model)
     assert any(not torch.equal(before[name], value) for name, value in weights(model).items())
@@ -203,3 +209,22 @@ def test_a_replayed_tangent_answers_as_the_one_it_draws() -> None:
     replayed.add_to_(targets[0], alpha)
     stored["w"].add_to_(targets[1], alpha)
     assert torch.equal(*targets)
+
+
+def test_steps_in_place_by_replay_are_those_of_the_paper() -> None:
+    results = []
+    for kind, options in (
+        (FactoredSGD, {"engine": "dual", "replay": True}),
+        (torch.optim.SGD, {"engine": "func"}),
+    ):
+        model, closure = samples.mlp()
+        optimizer = kind(model.parameters(), lr=0.1)
+        estimator = ForwardGradient("normal", 2, optimizer=optimizer, **options)
+        for _ in range(5):
+            optimizer.zero_grad()
+            estimator(model, closure)
+            optimizer.step()
+        results.append(weights(model))
+    assert_same(results[0], results[1])
+    with pytest.raises(AssertionError):
+        assert_same(results[0], weights(samples.mlp()[0]), tolerance=1e-3)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
+
+from torch import Tensor
 
 from fwdgrad.directions.base import Direction, Params, real_or_raise
 from fwdgrad.randomness import KeyedGenerator
-from fwdgrad.replay import Recent, Replayed
+from fwdgrad.replay import Recent, Replayed, entries, layers
 from fwdgrad.tangents import Tangent
 
 
 class Replay:
     """The vectors of another direction, none of them stored.
 
-    The numbers are those of the direction itself. Each parameter's are drawn when the evaluation reaches it and again
-    for the update; of those drawn last no more are kept than the largest layer has parameters, times K.
+    The numbers are those of the direction itself. Each layer's are drawn when the evaluation reaches it and again for
+    the update; of those drawn last no more are kept than the largest layer has parameters, times K.
 
     Args:
         direction: one that is ``separable``: it draws for each parameter on its own what it draws for all.
@@ -36,15 +39,22 @@ class Replay:
         self.direction = direction
 
     def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, Replayed]:
-        recent = Recent(params)
+        recent, replayed = Recent(params), {}
+        for layer, members in layers(params).items():
 
-        def replayed(name: str) -> Replayed:
-            param = real_or_raise(name, params[name])
+            def draw_layer(members: Params = members) -> Mapping[str, Tangent]:
+                return self.direction.sample(members, generator)
 
-            def draw(indices: range) -> Tangent:
-                same = generator if indices == generator.indices else generator.at(indices)
-                return self.direction.sample({name: param}, same)[name]
+            recall_layer = partial(recent.get, layer, entries(members), draw_layer)
+            for name, param in members.items():
+                real_or_raise(name, param)
+                draw = partial(self._draw, name, param, generator)
+                replayed[name] = Replayed(param.shape, generator.indices, draw, partial(_recall, recall_layer, name))
+        return {name: replayed[name] for name in params}
 
-            return Replayed(param.shape, generator.indices, draw, partial(recent.get, name, param.numel()))
+    def _draw(self, name: str, param: Tensor, generator: KeyedGenerator, indices: range) -> Tangent:
+        return self.direction.sample({name: param}, generator.at(indices))[name]
 
-        return {name: replayed(name) for name in params}
+
+def _recall(recall_layer: Callable[[], Mapping[str, Tangent]], name: str) -> Tangent:
+    return recall_layer()[name]
