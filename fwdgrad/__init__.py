@@ -7,10 +7,12 @@ from fwdgrad.estimators import (
     Estimator,
     ForwardGradient,
     GradientEstimate,
+    LocalLosses,
     ZerothOrder,
     forward_gradient,
 )
 from fwdgrad.fit import fit
+from fwdgrad.models import LocalBlocks, local_blocks
 
 __version__ = "0.1.0"
 
@@ -20,9 +22,12 @@ __all__ = [
     "Estimator",
     "ForwardGradient",
     "GradientEstimate",
+    "LocalBlocks",
+    "LocalLosses",
     "ZerothOrder",
     "__version__",
     "check_model",
     "fit",
     "forward_gradient",
+    "local_blocks",
 ]

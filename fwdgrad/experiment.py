@@ -30,6 +30,9 @@ log = logging.getLogger("fwdgrad")
 # The keys of ``optimization`` that belong to the run; all others are arguments of the method.
 LOOP_KEYS = ("learning_rate", "clip_norm")
 
+# The key of ``optimization`` that names a function of the model and example inputs, where a method needs one.
+PREPARE_KEY = "prepare"
+
 # Arguments of a scheduler that mean the length of the run, when they are null.
 LENGTH_KEYS = ("T_max", "total_steps")
 
@@ -118,7 +121,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         dataset = _make_dataset(cfg.dataset, cfg.seed).to(device)
         batches = Batches(dataset.train, cfg.dataset.batch_size, seed=cfg.seed, drop_last=cfg.dataset.drop_last)
     max_steps = cfg.max_steps if cfg.max_steps is not None else cfg.epochs * batches.steps_per_epoch
-    model = make_model(cfg, dataset).to(device)
+    model = prepare_model(cfg, make_model(cfg, dataset), dataset).to(device)
     with _section("optimizer"):
         optimizer = hydra.utils.instantiate(cfg.optimizer, params=_trainable(model))
     with _section("scheduler"):
@@ -177,12 +180,21 @@ def make_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
         return model.train()
 
 
+def prepare_model(cfg: DictConfig, model: nn.Module, dataset: Dataset) -> nn.Module:
+    """Turn the model into one that the method can train, where the method names a function that does."""
+    if PREPARE_KEY not in cfg.optimization or cfg.optimization[PREPARE_KEY] is None:
+        return model
+    with _section("model"):
+        inputs = next(Batches(dataset.train, 2, shuffle=False).epoch(0))[0].cpu()
+        return hydra.utils.get_method(cfg.optimization[PREPARE_KEY])(model.eval(), inputs).train()
+
+
 def make_estimator(cfg: DictConfig, optimizer: torch.optim.Optimizer | None = None) -> Estimator:
     """Instantiate the method of ``cfg.optimization``, with ``cfg.engine`` and ``cfg.compile`` where they are set.
 
     An estimator with an ``optimizer`` argument is given the optimizer that will apply its estimate.
     """
-    arguments = {key: value for key, value in cfg.optimization.items() if key not in LOOP_KEYS}
+    arguments = {key: value for key, value in cfg.optimization.items() if key not in (*LOOP_KEYS, PREPARE_KEY)}
     accepted = inspect.signature(hydra.utils.get_object(arguments["_target_"])).parameters
     for key, given in (("engine", cfg.engine is not None), ("compile", cfg.compile)):
         if given:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fwdgrad.data import Batches, Split
-from fwdgrad.estimators import ActivityPerturbation, Backprop, Estimator, ForwardGradient, ZerothOrder
+from fwdgrad.estimators import ActivityPerturbation, Backprop, Estimator, ForwardGradient, LocalLosses, ZerothOrder
+from fwdgrad.models import LocalBlocks, local_blocks
 from fwdgrad.randomness import KeyedGenerator
 from fwdgrad.words import check_word
 
@@ -24,6 +25,7 @@ METHODS: dict[str, Callable[..., Estimator]] = {
     "fwdgrad_fast": lambda **options: ForwardGradient(**{"direction": "low_rank", "engine": "dual", **options}),
     "spsa": ZerothOrder,
     "activity": ActivityPerturbation,
+    "local": LocalLosses,
     "backprop": Backprop,
 }
 
@@ -83,7 +85,8 @@ def fit(
         train: inputs and targets as a pair of tensors or as a ``fwdgrad.data.Split``, which are shuffled in every
             epoch, or any iterable of batches such as a ``DataLoader``.
         validation: likewise; scored after every epoch in evaluation mode.
-        method: ``fwdgrad``, ``fwdgrad_fast``, ``spsa``, ``activity``, ``backprop``, or an estimator.
+        method: ``fwdgrad``, ``fwdgrad_fast``, ``spsa``, ``activity``, ``local`` (a model that is no
+            ``LocalBlocks`` is cut into one by ``local_blocks``), ``backprop``, or an estimator.
         epochs: how often to go through ``train``.
         batch_size: examples a step, for tensors and splits.
         lr: learning rate of Adam, which falls along a cosine from epoch to epoch.
@@ -95,11 +98,17 @@ def fit(
 
     Raises:
         ValueError: if the method is not known.
+        TypeError: if the method cannot train such a model.
         FloatingPointError: if the loss is no longer finite.
     """
     estimator = make_estimator(method, seed, options)
     criterion = loss or (lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none"))
     device = next(model.parameters()).device
+    if method == "local" and not isinstance(model, LocalBlocks):
+        if optimizer is not None:
+            raise ValueError("give an optimizer only with a model in blocks, fwdgrad.local_blocks(model, inputs)")
+        inputs = next(iter(batches(train, 2)))[0].to(device)
+        model = local_blocks(model, inputs).to(device)  # shares the layers of the caller's model
     chosen = optimizer or torch.optim.Adam((param for param in model.parameters() if param.requires_grad), lr)
     schedule = None if optimizer else torch.optim.lr_scheduler.CosineAnnealingLR(chosen, epochs)
     history, bar = History(), tqdm(total=epochs, disable=not progress, unit="epoch")

@@ -47,12 +47,15 @@ class FunctionalModel:
         model: any module.
         closure: called with the model, returns a scalar loss or a vector of per-example losses.
         bound: the ``bound`` of an earlier function of the model, which saves preparing it anew.
+        parts: the losses may have further dimensions, (B, ...): those of the parts of each example.
 
     Raises:
         ValueError: if no parameter is trainable.
     """
 
-    def __init__(self, model: nn.Module, closure: Closure, bound: BoundModel | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, closure: Closure, bound: BoundModel | None = None, parts: bool = False
+    ) -> None:
         check_trainable(model)
         parameters = dict(model.named_parameters())
         self.parameters = {name: param for name, param in parameters.items() if param.requires_grad}
@@ -66,13 +69,14 @@ class FunctionalModel:
             bound = BoundModel(model)
         self.bound = bound
         self._closure = closure
+        self._parts = parts
 
     def __call__(self, params: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         state = {f"model.{name}": value for name, value in params.items()}
         state |= {f"model.{name}": buffer.clone() for name, buffer in self._buffers.items()}
         state |= {tie: state[name] for tie, name in self.bound.ties.items() if name in state}
         loss = torch.func.functional_call(self.bound, state, (self._closure,), tie_weights=False)
-        return check_loss(loss), {name: state[f"model.{name}"] for name in self._buffers}
+        return check_loss(loss, self._parts), {name: state[f"model.{name}"] for name in self._buffers}
 
     def write_buffers(self, buffers: Mapping[str, Tensor]) -> None:
         """Leave the model's buffers as an ordinary forward pass would have."""
@@ -101,11 +105,11 @@ def check_independent_examples(model: nn.Module, method: str) -> None:
             )
 
 
-def check_loss(loss: object) -> Tensor:
-    """Return what the closure returned, or raise if it is neither a loss nor per-example losses."""
+def check_loss(loss: object, parts: bool = False) -> Tensor:
+    """Return what the closure returned, or raise if it is neither a loss nor per-example losses (nor their parts)."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"the closure must return a loss tensor, got {type(loss).__name__}")
-    if loss.dim() > 1:
+    if loss.dim() > 1 and not parts:
         raise ValueError(
             "the closure must return a scalar loss or a vector of per-example losses, "
             f"got a tensor of shape {tuple(loss.shape)}"

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from fwdgrad import Backprop, Estimator, ForwardGradient, ZerothOrder
+from fwdgrad import Backprop, Estimator, ForwardGradient, LocalBlocks, LocalLosses, ZerothOrder
 from fwdgrad.directions import DIRECTIONS
 from fwdgrad.engines import ENGINES
 from fwdgrad.estimators import ActivityPerturbation
+from fwdgrad.functional import Closure
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,47 @@ def _zeroth_order(
     return ZerothOrder(direction, num_directions, step_size=None, antithetic=antithetic, seed=seed)
 
 
+class OneBlock:
+    """``LocalLosses`` for any model and closure: the whole of them is the one block, its losses are the prediction."""
+
+    def __init__(self, estimator: LocalLosses) -> None:
+        self.estimator = estimator
+        self.blocks: LocalBlocks | None = None
+
+    def __call__(self, model: nn.Module, closure: Closure) -> Tensor:
+        if self.blocks is None or self.blocks.blocks[0].model is not model:
+            self.blocks = LocalBlocks([LossBlock(model)], [nn.Identity()])
+        self.blocks.blocks[0].closure = closure
+        return self.estimator(self.blocks, lambda blocks: blocks(torch.zeros(())).squeeze(1))
+
+    @property
+    def last(self) -> Any:
+        return self.estimator.last
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.estimator.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.estimator.load_state_dict(state)
+
+
+class LossBlock(nn.Module):
+    """Returns the losses (B, 1) of a model."""
+
+    closure: Closure
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.closure(self.model).unsqueeze(1)
+
+
+def _local(num_directions: int = 1, chunk_size: int | None = None, seed: int = 0) -> OneBlock:
+    return OneBlock(LocalLosses(num_directions=num_directions, exact_output=False, seed=seed))
+
+
 def _forward_gradient(direction: str, engine: str, replay: bool = False) -> Method:
     limits = DIFFERENCES if engine == "finite_difference" else {}
     if direction in ("coordinate", "orthogonal"):  # as many in one step as there are entries would be exact
@@ -88,6 +132,7 @@ METHODS: dict[str, Method] = {
     "activity-everywhere": Method(
         partial(_activity, space="activity"), per_example_second_moment, samples=1024, steps=1024, per_example=True
     ),
+    "local": Method(_local, per_example_second_moment, samples=1024, steps=1024, per_example=True),
     **{
         f"forward_gradient-{direction}-{engine}": _forward_gradient(direction, engine)
         for engine in ENGINES

@@ -33,3 +33,14 @@ class Refuses(nn.Module):
 
 def no_module(input_shape: list[int], num_classes: int) -> int:
     return num_classes
+
+
+class Wrapped(nn.Module):
+    """A network that is no Sequential."""
+
+    def __init__(self, input_shape: list[int], num_classes: int) -> None:
+        super().__init__()
+        self.layer = dropout_net(input_shape, num_classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs)

@@ -65,6 +65,11 @@ USAGE = [
     ("model._target_=own_models.Refuses", "model: Refuses does not take (2, 1, 8, 8) inputs: no such layer"),
     ("model.input_shape=[1,2,2]", "model: Sequential does not take (2, 1, 8, 8) inputs: "),
     ("model.num_classes=7", "must map (2, 1, 8, 8) inputs to (2, 10) logits for dataset=digits, got (2, 7)"),
+    (
+        "optimization=local model._target_=own_models.Wrapped",
+        "model: local losses need a network in blocks, got Wrapped: only an nn.Sequential that ends in an nn.Linear",
+    ),
+    ("optimization=local optimization.prepare=nowhere.cut", "model: Error loading 'nowhere.cut'"),
     # combinations
     ("compile=true engine=dual", "compile=True needs engine='func', got engine='dual'"),
     ("engine=dual optimization=backprop", "engine=dual has no meaning for Backprop; leave engine out"),

@@ -176,6 +176,6 @@ def test_goes_on_after_a_restart_as_if_it_had_never_stopped(method: Method) -> N
 def test_every_call_refuses_a_model_with_nothing_to_train(method: Method) -> None:
     model, closure = samples.mlp()
     model.requires_grad_(False)
-    with pytest.raises(ValueError, match="Sequential has no parameter with requires_grad=True, so there is nothing"):
+    with pytest.raises(ValueError, match="has no parameter with requires_grad=True, so there is nothing"):
         method.make()(model, closure)
     assert not trainable(model)

@@ -22,6 +22,15 @@ RUNS = [
     ("optimization=fwdgrad", "optimization.num_directions=3", "optimization.chunk_size=2", "optimization.clip_norm=1"),
     ("optimization=fwdgrad_fast", "scheduler=cosine", "model._target_=own_models.batch_norm_net"),
     ("optimization=fwdgrad_fast", "optimizer=adam", "model._target_=own_models.dropout_net"),
+    ("optimization=local", "optimization.num_directions=2", "model._target_=own_models.dropout_net"),
+    (
+        "optimization=local",
+        "model=local_mixer",
+        "model.blocks=2",
+        "model.patches=2",
+        "model.channels=8",
+        "model.groups=2",
+    ),
     ("optimization=backprop", "optimizer.momentum=0.9", "model._target_=own_models.dropout_net"),
     ("optimization=backprop", "optimizer=adamw", "scheduler=cosine", "model._target_=own_models.batch_norm_net"),
 ]
@@ -176,6 +185,7 @@ def test_differences_that_were_not_asked_for_are_told(train: Train, monkeypatch:
 REFUSED = [
     ("model=mlp_small", "the checkpoint is of another model: '1.weight' has shape (10, 64) in the checkpoint"),
     ("optimization=backprop", "the checkpoint is of another method: ForwardGradient, not Backprop"),
+    ("optimization=local", "the checkpoint is of another model"),
     ("optimizer=adam", "the checkpoint is of another optimizer: SGD, not Adam"),
     ("device=foo", "device must be one of"),
     ("optimizaton=1", "there is no key 'optimizaton'; did you mean optimization?"),

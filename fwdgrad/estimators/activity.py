@@ -7,34 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from fwdgrad.directions import LowRank, PerExample
-from fwdgrad.dual import directional_derivatives, perturb, perturbed
+from fwdgrad.dual import directional_derivatives
 from fwdgrad.estimators.base import StepRecord, check_positive_integer
 from fwdgrad.estimators.local_gradients import LOCAL_GRADIENTS
+from fwdgrad.estimators.parts import piece_basis, sum_parts, weigh
+from fwdgrad.estimators.sites import Site, check_per_example, find_pieces, find_sites, perturb_site
 from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_independent_examples
 from fwdgrad.randomness import KeyedGenerator, global_random_state
 
-_RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 _EXACT_OUTPUT_WIDTH = 256  # a wider output layer is perturbed like the others
-
-
-@dataclass(frozen=True)
-class Site:
-    """One call of a layer in a forward pass."""
-
-    layer: str
-    """Name of the layer in the model."""
-    call: int
-    """Which call of the layer in the pass, from 0."""
-    width: int
-    """Outputs for one example."""
-    into_relu: bool
-    """The output goes into a ReLU and nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +79,14 @@ class ActivityPerturbation:
 
         Args:
             model: the module to train.
-            closure: called with the model, returns per-example losses (B,), whose mean is the loss.
+            closure: called with the model, returns per-example losses (B,), whose mean is the loss, or (B, ...) those
+                of the parts of each example, which add up to its loss.
 
         Raises:
             ValueError: if the loss is a single number, an output does not have the batch as its first dimension, or a
                 BatchNorm layer in training mode makes examples depend on each other.
         """
-        function = FunctionalModel(model, closure, self._bound)
+        function = FunctionalModel(model, closure, self._bound, parts=True)
         self._bound = function.bound
         replay = global_random_state(function.params.values())
         plan = self._make_plan(model, function, replay)
@@ -121,6 +106,7 @@ class ActivityPerturbation:
             derivatives.append(slopes)
         function.write_buffers(buffers)
         self.step += 1
+        losses = sum_parts(losses)
         self.last = StepRecord(losses, torch.cat(derivatives).mean(1), None)
         return losses.mean()
 
@@ -136,27 +122,14 @@ class ActivityPerturbation:
         """Perturb one output, form its layer's gradient; return the losses, their derivatives and the buffers."""
         layer = model.get_submodule(site.layer)
         count = site.width if exact else self.num_directions
-        seen: list[Tensor] = []
-        calls = 0
-
-        def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            nonlocal calls
-            calls += 1
-            if calls - 1 != site.call:
-                return None
-            noise = self._basis(output) if exact else self._noise(site, output)
-            seen.extend((inputs[0].detach(), noise))
-            return perturb(output, noise)
-
-        handle = layer.register_forward_hook(hook)
-        try:
-            losses, derivatives, buffers = perturbed(lambda: function(function.params), count)
-        finally:
-            handle.remove()
-        x, noise = seen
+        losses, derivatives, buffers, x, noise = perturb_site(
+            model, function, function.params, site, count, self._basis if exact else self._noise
+        )
         check_per_example(losses, noise.shape[1], site.layer)
         batch = losses.shape[0]
-        if exact:
+        if losses.dim() > 1:
+            delta = weigh(derivatives, noise, site.parts) / (batch if exact else count * batch)
+        elif exact:
             delta = derivatives.T.reshape(noise.shape[1:]) / batch
         else:
             delta = torch.einsum("kb,kb...->b...", derivatives, noise) / (count * batch)
@@ -164,7 +137,7 @@ class ActivityPerturbation:
             param = getattr(layer, name)
             if param is not None and param.requires_grad:
                 _accumulate(param, gradient)
-        return losses, derivatives, buffers
+        return losses, sum_parts(derivatives, 2), buffers
 
     def _noise(self, site: Site, output: Tensor) -> Tensor:
         """Draw signs of shape (K, *output.shape), zero where a ReLU will cut them off."""
@@ -173,11 +146,9 @@ class ActivityPerturbation:
         noise = signs.view(-1, *output.shape)
         return noise * (output > 0) if site.into_relu else noise
 
-    def _basis(self, output: Tensor) -> Tensor:
+    def _basis(self, site: Site, output: Tensor) -> Tensor:
         """Return one direction per output of an example, (width, *output.shape)."""
-        width = output[0].numel()
-        basis = torch.eye(width, dtype=output.dtype, device=output.device)
-        return basis.view(width, 1, *output.shape[1:]).expand(width, *output.shape)
+        return piece_basis(output, site.parts)
 
     def _run_weights(
         self, function: FunctionalModel, names: list[str], per_example: bool
@@ -186,7 +157,12 @@ class ActivityPerturbation:
         generator = KeyedGenerator(self.seed, self.step, range(self.num_directions))
         direction = PerExample() if per_example else LowRank()
         tangents = direction.sample({name: function.params[name] for name in names}, generator)
-        losses, derivatives, buffers = directional_derivatives(function, function.params, tangents)
+
+        def total(params: dict[str, Tensor]) -> tuple[Tensor, Any]:
+            losses, buffers = function(params)
+            return sum_parts(losses), buffers
+
+        losses, derivatives, buffers = directional_derivatives(total, function.params, tangents)
         check_per_example(losses, losses.numel(), names[0])
         coefficients = derivatives / derivatives.numel() if per_example else derivatives.mean(1) / self.num_directions
         for name, tangent in tangents.items():
@@ -202,8 +178,11 @@ class ActivityPerturbation:
         if self.plan is not None and self.plan.key == key:
             return self.plan
         check_independent_examples(model, "activity perturbation")
-        sites = find_sites(model, function)
+        sites, losses = find_sites(model, function)
         replay()
+        if losses.dim() > 1:
+            sites = find_pieces(model, function, sites, losses)
+            replay()
         owned = {
             id(param): site for site in sites for param in model.get_submodule(site.layer).parameters(recurse=False)
         }
@@ -226,66 +205,8 @@ class ActivityPerturbation:
             return "exact"
         layer = model.get_submodule(site.layer)
         weights = sum(param.numel() for param in layer.parameters(recurse=False))
-        plain_product = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        plain_product = type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
         return "per_example" if self.space == "auto" and plain_product and weights < site.width else "activity"
-
-
-def find_sites(model: nn.Module, function: FunctionalModel) -> list[Site]:
-    """Run the function once on plain tensors; return the calls of the layers that have a local gradient, in order."""
-    found: list[tuple[str, int, Tensor]] = []
-    handles = []
-    for name, layer in model.named_modules():
-        if type(layer) in LOCAL_GRADIENTS and any(p.requires_grad for p in layer.parameters(recurse=False)):
-
-            def hook(layer: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
-                found.append((name, sum(other == name for other, _, _ in found), output))
-
-            handles.append(layer.register_forward_hook(hook))
-    readers = _Readers()
-    try:
-        with torch.no_grad(), readers:
-            function(function.params)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [
-        Site(name, call, output[0].numel() if output.dim() else 1, readers.only_relu(output))
-        for name, call, output in found
-    ]
-
-
-class _Readers(TorchFunctionMode):
-    """Notes which PyTorch functions read each tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._readers: dict[int, list[Any]] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):  # not a shape or a dtype
-            for leaf in pytree.tree_leaves((args, kwargs)):
-                if isinstance(leaf, Tensor):
-                    self._readers.setdefault(id(leaf), []).append(func)
-        return result
-
-    def only_relu(self, output: Tensor) -> bool:
-        """Say whether a tensor, still alive, went into one ReLU and nowhere else."""
-        readers = self._readers.get(id(output), [])
-        return len(readers) > 0 and all(func in _RELU for func in readers)
-
-
-def check_per_example(losses: Tensor, batch: int, layer: str) -> None:
-    """Raise ValueError unless there is one loss for each example."""
-    if losses.dim() != 1:
-        raise ValueError(
-            "activity perturbation needs per-example losses: return a vector from the closure, "
-            "for instance F.cross_entropy(model(x), y, reduction='none')"
-        )
-    if losses.shape[0] != batch:
-        raise ValueError(
-            f"{layer}: the first dimension of its output must be the batch of {losses.shape[0]} examples, got {batch}"
-        )
 
 
 def _first_trainable(model: nn.Module, site: Site, function: FunctionalModel) -> str:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import grad
+
+from fwdgrad.models import GroupLinear, PartedLinear
 
 LocalGradient = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 
@@ -70,6 +73,19 @@ def _embedding(layer: nn.Embedding, x: Tensor, delta: Tensor) -> dict[str, Tenso
     return {"weight": weight}
 
 
+def _group_linear(layer: GroupLinear, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
+    """``dW_g = sum delta_g x_g^T``, ``db = sum delta``, over the batch and all positions."""
+    delta, x = delta.flatten(0, -3), x.flatten(0, -3)
+    return {"weight": torch.einsum("ngo,ngi->goi", delta, x.to(delta.dtype)), "bias": delta.sum(0)}
+
+
+def _parted_linear(layer: PartedLinear, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
+    """As for a linear layer, with the delta of each group's contribution, ``db = sum delta / groups``."""
+    delta, x = delta.flatten(0, -3), x.unflatten(-1, (layer.groups, -1)).flatten(0, -3)
+    weight = torch.einsum("ngo,ngi->ogi", delta, x.to(delta.dtype)).reshape(layer.weight.shape)
+    return {"weight": weight, "bias": delta.sum((0, 1)) / layer.groups}
+
+
 LOCAL_GRADIENTS: dict[type[nn.Module], LocalGradient] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,
@@ -81,4 +97,6 @@ LOCAL_GRADIENTS: dict[type[nn.Module], LocalGradient] = {
     nn.BatchNorm2d: _batch_norm,
     nn.BatchNorm3d: _batch_norm,
     nn.Embedding: _embedding,
+    GroupLinear: _group_linear,
+    PartedLinear: _parted_linear,
 }

@@ -1,0 +1,159 @@
+"""Sites: the calls of layers in a forward pass whose outputs can be perturbed and whose gradients are local."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fwdgrad.dual import perturb, perturbed
+from fwdgrad.estimators.local_gradients import LOCAL_GRADIENTS
+from fwdgrad.estimators.parts import find_parts, piece_size
+from fwdgrad.functional import FunctionalModel
+from fwdgrad.randomness import KeyedGenerator
+
+_RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+_PROBES = 3  # how often to look for influence, with other random weights: a ReLU may be off by chance
+
+
+@dataclass(frozen=True)
+class Site:
+    """One call of a layer in a forward pass."""
+
+    layer: str
+    """Name of the layer in the model."""
+    call: int
+    """Which call of the layer in the pass, from 0."""
+    width: int
+    """Outputs for one example, in one piece if they are in pieces."""
+    into_relu: bool
+    """The output goes into a ReLU and nowhere else."""
+    shape: torch.Size
+    """Shape of the output."""
+    parts: tuple[int, ...] = ()
+    """In how many pieces each dimension is, each with influence on one part of the losses only."""
+
+
+def perturb_site(
+    model: nn.Module,
+    function: FunctionalModel,
+    params: Mapping[str, Tensor],
+    site: Site,
+    count: int,
+    draw: Callable[[Site, Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Any, Tensor, Tensor]:
+    """Perturb one output; return the losses, their derivatives, the buffers, the layer's input and the directions."""
+    seen: list[Tensor] = []
+    calls = 0
+
+    def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        nonlocal calls
+        calls += 1
+        if calls - 1 != site.call:
+            return None
+        noise = draw(site, output)
+        seen.extend((inputs[0].detach(), noise))
+        return perturb(output, noise)
+
+    handle = model.get_submodule(site.layer).register_forward_hook(hook)
+    try:
+        losses, derivatives, buffers = perturbed(lambda: function(params), count)
+    finally:
+        handle.remove()
+    return losses, derivatives, buffers, *seen
+
+
+def find_sites(model: nn.Module, function: FunctionalModel) -> tuple[list[Site], Tensor]:
+    """Run the function once on plain tensors; return the calls of the layers with a local gradient, and the losses."""
+    found: list[tuple[str, int, Tensor]] = []
+    handles = []
+    for name, layer in model.named_modules():
+        if type(layer) in LOCAL_GRADIENTS and any(p.requires_grad for p in layer.parameters(recurse=False)):
+
+            def hook(layer: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
+                found.append((name, sum(other == name for other, _, _ in found), output))
+
+            handles.append(layer.register_forward_hook(hook))
+    readers = _Readers()
+    try:
+        with torch.no_grad(), readers:
+            losses = function(function.params)[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    sites = [
+        Site(name, call, output[0].numel() if output.dim() else 1, readers.only_relu(output), output.shape)
+        for name, call, output in found
+    ]
+    return sites, losses
+
+
+def find_pieces(model: nn.Module, function: FunctionalModel, sites: list[Site], losses: Tensor) -> list[Site]:
+    """Find out which pieces of each site have influence on one part of the losses only.
+
+    Parameters are random meanwhile: a weight that is zero at the start will not stay so.
+    """
+    found = []
+    for site in sites:
+        pieces = []
+        for draw in range(_PROBES):
+            params = _random_params(function.params, draw)
+
+            def derive(directions: Tensor, site: Site = site, params: Mapping[str, Tensor] = params) -> Tensor:
+                draw = lambda _, output: directions.to(output)  # noqa: E731
+                return perturb_site(model, function, params, site, len(directions), draw)[1]
+
+            pieces.append(find_parts(site.shape, losses.shape[1:], derive))
+        parts = tuple(map(min, *pieces))
+        found.append(replace(site, parts=parts, width=piece_size(site.shape, parts)))
+    return found
+
+
+def _random_params(params: Mapping[str, Tensor], draw: int) -> dict[str, Tensor]:
+    """Return random values for parameters, of the size that keeps what a layer computes of order one."""
+    generator = KeyedGenerator(0, draw)
+    sizes = {
+        name: math.sqrt(max(param.numel() // max(len(param), 1), 1)) for name, param in params.items() if param.dim()
+    }
+    return {name: generator.normal(name, param)[0] / sizes.get(name, 1.0) for name, param in params.items()}
+
+
+def check_per_example(losses: Tensor, batch: int, layer: str) -> None:
+    """Raise ValueError unless there is one loss for each example."""
+    if losses.dim() == 0:
+        raise ValueError(
+            "activity perturbation needs per-example losses: return a vector from the closure, "
+            "for instance F.cross_entropy(model(x), y, reduction='none')"
+        )
+    if losses.shape[0] != batch:
+        raise ValueError(
+            f"{layer}: the first dimension of its output must be the batch of {losses.shape[0]} examples, got {batch}"
+        )
+
+
+class _Readers(TorchFunctionMode):
+    """Notes which PyTorch functions read each tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readers: dict[int, list[Any]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):  # not a shape or a dtype
+            for leaf in pytree.tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor):
+                    self._readers.setdefault(id(leaf), []).append(func)
+        return result
+
+    def only_relu(self, output: Tensor) -> bool:
+        """Say whether a tensor, still alive, went into one ReLU and nowhere else."""
+        readers = self._readers.get(id(output), [])
+        return len(readers) > 0 and all(func in _RELU for func in readers)
