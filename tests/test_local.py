@@ -244,3 +244,23 @@ def test_buffers_of_blocks_and_heads_end_as_after_one_pass() -> None:
     for step in (1, 2):
         LocalLosses(num_directions=2)(model, closure)
         assert [buffer.item() for buffer in model.buffers()] == [step] * 4
+
+
+@pytest.mark.parametrize("estimator", [LocalLosses(num_directions=64), ActivityPerturbation(num_directions=64)])
+def test_autocast_holds_within_the_blocks(estimator: LocalLosses | ActivityPerturbation) -> None:
+    model = samples.seeded(MODELS["M/1/4"]).float()  # one block: the local gradient is the gradient
+    inputs, types = X.float(), set()
+
+    def loss(model: nn.Module) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return F.cross_entropy(model(inputs), Y, reduction="none")
+
+    handle = model.blocks[0][2].register_forward_hook(lambda layer, args, output: types.add(output.dtype))
+    estimator(model, loss)
+    handle.remove()
+    assert types == {torch.bfloat16}
+    estimate = flatten(gradients(model))
+    exact = flatten(samples.exact_gradient(model, lambda model: F.cross_entropy(model(inputs), Y)))
+    rounded = flatten(samples.exact_gradient(model, loss))
+    assert estimate.dtype == torch.float32
+    assert 0 < (estimate - exact).norm() < 2 * (rounded - exact).norm() < 0.2 * exact.norm()

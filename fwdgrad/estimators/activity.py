@@ -132,7 +132,7 @@ class ActivityPerturbation:
         elif exact:
             delta = derivatives.T.reshape(noise.shape[1:]) / batch
         else:
-            delta = torch.einsum("kb,kb...->b...", derivatives, noise) / (count * batch)
+            delta = torch.einsum("kb,kb...->b...", derivatives, noise.to(derivatives.dtype)) / (count * batch)
         for name, gradient in LOCAL_GRADIENTS[type(layer)](layer, x, delta).items():
             param = getattr(layer, name)
             if param is not None and param.requires_grad:

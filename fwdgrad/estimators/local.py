@@ -85,7 +85,7 @@ class LocalLosses:
         for i in reversed(range(len(self._views))):
             view, estimator = self._views[i], self._estimators[i]
             calls[i + 1].replay()
-            output = blocks.join(view.predict(calls[i + 1].inputs))
+            output = blocks.join(view.predict(calls[i + 1]))
             gradient, values = output_gradient(closure, output)
             if i == len(self._views) - 1 and not torch.allclose(values, losses, equal_nan=True):
                 raise ValueError(
@@ -149,12 +149,12 @@ class _BlockView(nn.Module):
         with self.call.context():
             return head(block(*self.call.inputs))
 
-    def predict(self, inputs: tuple[Any, ...]) -> Tensor:
+    def predict(self, call: _Call) -> Tensor:
         """Return the head's prediction from what the block computed, leaving buffers as they are."""
         head = self.get_submodule(self._names[1])
         buffers = {name: buffer.clone() for name, buffer in head.named_buffers()}
-        with torch.no_grad():
-            return torch.func.functional_call(head, buffers, inputs)
+        with torch.no_grad(), call.context():
+            return torch.func.functional_call(head, buffers, call.inputs)
 
 
 class _Output(nn.Module):
@@ -173,7 +173,8 @@ def check_blocks(model: object) -> LocalBlocks:
     if not isinstance(model, LocalBlocks):
         raise TypeError(
             f"local losses need a model in blocks with a head each, got {type(model).__name__}; make it a "
-            "fwdgrad.LocalBlocks(blocks, heads), or cut an nn.Sequential by fwdgrad.local_blocks(model, inputs)"
+            "fwdgrad.LocalBlocks(blocks, heads), or cut an nn.Sequential by fwdgrad.local_blocks(model, inputs), as "
+            "optimization=local and fwdgrad.fit do"
         )
     return model
 
