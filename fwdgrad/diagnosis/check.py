@@ -52,7 +52,8 @@ def check_model(
         closure: called with the model, returns a scalar loss or per-example losses (B,).
         methods: the methods to try, from a word to what makes the estimator; all of ``fwdgrad.fit`` by default, none
             if empty.
-        parts: compare operations and leaf modules, besides the whole.
+        parts: compare operations and leaf modules, besides the whole; those with more than ``operations.LARGEST`` values
+            are compared within the whole alone.
         seed: seed of the directions.
 
     Raises:
@@ -212,8 +213,9 @@ class _Check:
             text = "the loss depends on no trainable parameter"
             self._find("problem", "nothing to train", "", [], text, "use the module that the closure is called with")
         elif idle:
-            text = "the loss of this closure does not depend on them: their directions are noise in every estimate"
-            self._find("warning", "parameters without influence", "", idle, text, "freeze or remove them")
+            text = "this loss does not depend on them (unused, dropped, or behind units that are off): their directions are noise"
+            remedy = "freeze or remove those that are never used"
+            self._find("warning", "parameters without influence", "", idle, text, remedy)
         if cut:
             more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
             self._cut(audit, f"the loss depends on {', '.join(cut[:3])}{more}, but no derivative reaches them")

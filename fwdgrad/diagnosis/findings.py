@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fwdgrad.diagnosis.compare import Comparison
+from fwdgrad.diagnosis.compare import DIFFERENCE_TOLERANCE, Comparison
 from fwdgrad.diagnosis.operations import Operation
 from fwdgrad.diagnosis.report import Finding
 from fwdgrad.dual.known_wrong import WHERE
@@ -65,7 +65,7 @@ def of_operation(operation: Operation) -> list[Finding]:
     if "cut" in verdicts:  # one operation of PyTorch cuts nothing by accident: padding_idx, straight-through estimates
         verdicts = ["convention" if word == "cut" else word for word in verdicts]
         verdicts = ["func goes on" if word == "func wrong" else word for word in verdicts]
-    if comparison.fallbacks:
+    if comparison.fallbacks and "dual" not in comparison.errors:
         verdicts.append("falls back")
     return [make(word, operation.name, tuple(operation.places), comparison) for word in verdicts]
 
@@ -75,6 +75,10 @@ def make(verdict: str, subject: str, places: Sequence[str], comparison: Comparis
     level, kind, remedy = KINDS[verdict]
     if verdict.endswith("refuses") and {"dual", "func"} <= set(comparison.errors):
         remedy = _NEITHER
+    if verdict == "func wrong" and "dual" in comparison.errors:
+        remedy = f"{_RULE}, and use engine=dual; engine=func would train on a wrong derivative"
+    if verdict == "dual refuses" and comparison.func_differences > DIFFERENCE_TOLERANCE:
+        remedy = f"{_RULE}; engine=func is wrong here"
     return Finding(level, kind, subject, tuple(places), _text(verdict, subject, comparison), remedy)
 
 
@@ -89,8 +93,9 @@ def _text(verdict: str, subject: str, c: Comparison) -> str:
         known = WHERE.get(subject.removeprefix("torch.").removeprefix("Tensor.").removesuffix("_"))
         listed = f"; known to be wrong in PyTorch {known}" if known else ""
         return (
-            f"its tangent differs from engine=dual by {c.dual_func:.1e}, from central differences by "
-            f"{c.func_differences:.1e}{listed}"
+            f"its tangent differs from central differences by {c.func_differences:.1e}"
+            + (f", from engine=dual by {c.dual_func:.1e}" if "dual" not in c.errors else "")
+            + listed
         )
     if verdict == "func goes on":
         return (

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fwdgrad.diagnosis.compare import Comparison, compare, like_structured
+from fwdgrad.diagnosis.compare import Comparison, compare, like_structured, typical_size
 from fwdgrad.diagnosis.double import is_write, run, widened
 from fwdgrad.diagnosis.places import Places
 from fwdgrad.dual.tensor import name_of
@@ -23,6 +23,8 @@ READS = {Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__float__, Tensor.__ar
 READS |= {torch.as_tensor, torch.asarray}
 """What turns a tensor into numbers, in which no derivative survives."""
 JITTER = 1e-3
+LARGEST = 2**23
+"""A part with more values than this to differentiate by is compared within the whole alone."""
 
 
 @dataclass
@@ -119,6 +121,8 @@ def compare_twice(function: Any, primals: list[Tensor]) -> tuple[Comparison | No
 
     At a kink or at equal values (of a maximum, a median) each way may choose another of several derivatives.
     """
+    if sum(primal.numel() for primal in primals) > LARGEST:
+        return None, []
     try:
         first = compare(function, primals)
     except Exception:  # it ran in the model; what cannot be repeated by itself cannot be judged by itself
@@ -139,9 +143,8 @@ def compare_twice(function: Any, primals: list[Tensor]) -> tuple[Comparison | No
 
 
 def move(x: Tensor, generator: torch.Generator, size: float) -> Tensor:
-    """Return a point nearby, at a distance of ``size`` relative to the root mean square (at least 0.05) of ``x``."""
-    finite = x[x.isfinite()]
-    scale = max(finite.abs().square().mean().sqrt().item() if finite.numel() else 0.0, 0.05)
+    """Return a point nearby, at a distance of ``size`` relative to the typical size (at least 0.05) of ``x``."""
+    scale = max(typical_size(x), 0.05)
     noise = torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)
     return x + size * scale * like_structured(noise, x)
 

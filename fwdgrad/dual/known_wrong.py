@@ -29,7 +29,7 @@ WHERE: dict[str, str] = {
     "scatter_reduce": "with reduce='prod'",
     "linalg.det": "at singular matrices, where it is 0 instead of tr(adj(A) dA), as in reverse mode",
     "linalg.svd": "with full_matrices=True, where the vectors past the last singular value have the tangent 0",
-    "logcumsumexp": "for complex numbers with real parts beyond 700 or so, where it is nan, and below -700, where it is 0",
+    "logcumsumexp": "for complex numbers: nan where their real parts are beyond some 700, 0 where they are below -700",
     "nn.functional.linear_cross_entropy": "in chunks, with options=LinearCrossEntropyOptions(batch_chunk_size=...)",
 }
 """Where PyTorch's forward mode is wrong without saying so, by name in ``torch``; ours is right in all these places."""

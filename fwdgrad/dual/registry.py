@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -135,6 +136,23 @@ def rule(*functions: Any, exact: bool = False) -> Callable[[Rule], Rule]:
     return enter
 
 
+OPERATORS: dict[str, Callable[..., Any]] = {}
+"""Rules of C++ operators of other libraries, by name; these may not be loaded yet."""
+
+
+def operator_rule(*names: str) -> Callable[[Rule], Rule]:
+    """Enter the decorated function as the rule of C++ operators given by name, as in ``"torchvision::roi_align"``.
+
+    The rule is called with the operator, and then as the operator is.
+    """
+
+    def enter(handler: Rule) -> Rule:
+        OPERATORS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return enter
+
+
 def _register_custom_function(function: Any, handler: Callable[..., Any]) -> None:
     original = function.apply
 
@@ -154,7 +172,10 @@ def resolve(function: Any) -> Callable[..., Any]:
     A Python function is run on the Duals, operation by operation; one of PyTorch's own falls back to PyTorch's
     forward mode; one whose formula there is known to be wrong raises.
     """
-    if function in KNOWN_WRONG:
+    named = OPERATORS.get(name_of(function)) if isinstance(function, torch._ops.OpOverloadPacket) else None
+    if named is not None:
+        handler: Callable[..., Any] = functools.partial(named, function)
+    elif function in KNOWN_WRONG:
         handler = make_refusal(function, KNOWN_WRONG[function])
     else:
         handler = decompose(function) or make_fallback(function, name_of(function))
