@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from fwdgrad import experiment
 from fwdgrad.cli import CONFIGS, hydra_main, register_schema
 from fwdgrad.config import DoctorConfig
 from fwdgrad.diagnosis import Report
-from fwdgrad.estimators import Estimator
 
 register_schema("doctor_schema", DoctorConfig)
 
@@ -29,7 +27,7 @@ def doctor() -> None:
     @hydra_main(config_name="doctor")
     def command(cfg: Any, folder: Path) -> float:
         words = sorted(path.stem for path in (CONFIGS / "optimization").glob("*.yaml"))
-        report = experiment.check(cfg, {word: partial(_estimator, word) for word in words})
+        report = experiment.check(cfg, {word: compose("train", overrides=[f"optimization={word}"]) for word in words})
         reports.append(report)
         print(report, flush=True)
         target = Path(cfg.json) if cfg.json else folder / "report.json"
@@ -39,7 +37,3 @@ def doctor() -> None:
     command()
     if not all(report.ok for report in reports):
         sys.exit(1)
-
-
-def _estimator(word: str) -> Estimator:
-    return experiment.make_estimator(compose("train", overrides=[f"optimization={word}"]))

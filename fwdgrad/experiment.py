@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -80,12 +80,12 @@ def run(cfg: DictConfig, folder: Path) -> float:
     return validation.accuracy
 
 
-def check(cfg: DictConfig, methods: Mapping[str, Callable[[], Estimator]]) -> Report:
+def check(cfg: DictConfig, methods: Mapping[str, DictConfig]) -> Report:
     """Check the model of a composed ``doctor`` configuration on a batch of its dataset.
 
     Args:
         cfg: the configuration.
-        methods: the methods to try, from a word to what makes the estimator.
+        methods: the methods to try, each as a composed ``train`` configuration, by word.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -100,7 +100,8 @@ def check(cfg: DictConfig, methods: Mapping[str, Callable[[], Estimator]]) -> Re
         return check_model(
             model,
             lambda model: F.cross_entropy(model(inputs), targets, reduction="none"),
-            methods=methods,
+            methods={word: partial(make_estimator, method) for word, method in methods.items()},
+            prepare={word: partial(prepare_model, method, dataset=dataset) for word, method in methods.items()},
             parts=cfg.parts,
             seed=cfg.seed,
         )

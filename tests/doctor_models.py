@@ -1,5 +1,7 @@
 """Models that nobody here wrote, randomly initialised and with the smallest inputs that they take, for the doctor.
 
+Of a family that differs in size alone there is one.
+
 ``MODELS`` maps a name to a function that builds (model, closure); the part before the first slash is the collection.
 """
 
@@ -148,24 +150,19 @@ IMAGES: dict[str, dict[str, Any]] = {
     "mnasnet0_5": {},
     "mobilenet_v2": {},
     "mobilenet_v3_small": {},
-    "mobilenet_v3_large": {},
-    "regnet_x_400mf": {},
     "regnet_y_400mf": {},
     "resnet18": {},
     "resnet50": {},
-    "resnext50_32x4d": {},
     "shufflenet_v2_x0_5": {},
     "squeezenet1_1": {},
     "swin_t": {"size": 32},
     "swin_v2_t": {"size": 32},
-    "vgg11": {"size": 32, "init_weights": False},
     "vgg11_bn": {"size": 32, "init_weights": False},
     "vit_b_16": {"size": 32, "image_size": 32},
-    "wide_resnet50_2": {},
 }
 VIDEOS: dict[str, dict[str, Any]] = {
     "mc3_18": {},
-    "mvit_v1_b": {"frames": 16, "size": 224},
+    "mvit_v1_b": {"frames": 8, "size": 64, "spatial_size": (64, 64), "temporal_size": 8},
     "r2plus1d_18": {},
     "r3d_18": {},
     "s3d": {"frames": 16, "size": 64},
@@ -173,20 +170,16 @@ VIDEOS: dict[str, dict[str, Any]] = {
 }
 SMALL = {"min_size": 96, "max_size": 128}
 DETECTORS: dict[str, dict[str, Any]] = {
-    "fasterrcnn_mobilenet_v3_large_320_fpn": SMALL,
     "fasterrcnn_resnet50_fpn": SMALL,
-    "fasterrcnn_resnet50_fpn_v2": SMALL,
     "fcos_resnet50_fpn": SMALL,
     "keypointrcnn_resnet50_fpn": {**SMALL, "num_classes": 2, "num_keypoints": 2},
     "maskrcnn_resnet50_fpn": SMALL,
     "retinanet_resnet50_fpn": SMALL,
-    "retinanet_resnet50_fpn_v2": SMALL,
     "ssd300_vgg16": {},
     "ssdlite320_mobilenet_v3_large": {},
 }
 SEGMENTERS = (
     "deeplabv3_mobilenet_v3_large",
-    "deeplabv3_resnet50",
     "fcn_resnet50",
     "lraspp_mobilenet_v3_large",
 )

@@ -22,6 +22,20 @@ METHODS: dict[str, Callable[[], Any]] = {
 }
 
 
+LARGEST = 40_000_000
+"""Of a model with more parameters only the whole is compared."""
+
+
+ABOUT = """\
+Random weights, training mode, batches of two or three, the smallest inputs that the models take; of a family that differs
+in size alone, one. Each is checked by `fwdgrad.check_model`: the whole, every kind of leaf module and every distinct
+operation, by the dual engine, `torch.func.jvp`, reverse mode and central differences in float64 (of a model with more
+than {limit} million parameters only the whole). *Healthy* means that no problem was found: our engine, reverse mode and,
+away from kinks, central differences agree. Notes are left out (shared weights, BatchNorm in training mode, frozen
+parameters). A method's "no" is explained where it is not that BatchNorm mixes examples or that the model returns one loss.
+"""
+
+
 @dataclass
 class Row:
     """What the doctor said of one model."""
@@ -54,7 +68,8 @@ def survey(name: str, make: Callable[[], Any]) -> Row:
     report, error = None, ""
     try:
         model, closure = make()
-        report = fwdgrad.check_model(model.train(), closure, methods=METHODS)
+        size = sum(p.numel() for p in model.parameters())
+        report = fwdgrad.check_model(model.train(), closure, methods=METHODS, parts=size <= LARGEST)
     except Exception as reason:  # whatever a library raises: it is a line of the page
         error = f"{type(reason).__name__}: {(str(reason).strip().splitlines() or [''])[0]}"
     gc.collect()
@@ -73,10 +88,7 @@ def page(rows: list[Row], command: str) -> str:
     lines = [
         "# The doctor on models that nobody here wrote",
         "",
-        "Random weights, training mode, batches of two or three, the smallest inputs that the models take. Each is checked by",
-        "`fwdgrad.check_model`: the whole, every kind of leaf module and every distinct operation, by the dual engine,",
-        "`torch.func.jvp`, reverse mode and central differences in float64. *Healthy* means that no problem was found: our",
-        "engine, reverse mode and central differences agree. Notes (shared weights, BatchNorm in training mode) are left out.",
+        *ABOUT.format(limit=LARGEST // 10**6).splitlines(),
         "",
         f"Made by `{command}` on {datetime.date.today().isoformat()} with {', '.join(versions)}.",
         "",

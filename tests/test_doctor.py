@@ -126,8 +126,11 @@ def test_the_model_its_buffers_gradients_and_the_random_states_are_left_alone() 
 
 
 def test_every_shipped_method_gets_a_line() -> None:
-    report = check_model(*applies(torch.tanh))
+    model, closure = classify(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+    report = check_model(model, closure, prepare={"local": lambda model: fwdgrad.local_blocks(model, X)})
     assert {line.method: line.works for line in report.methods} == dict.fromkeys(METHODS, True)
+    lines = {line.method: line.reason for line in check_model(model, closure, parts=False).methods}
+    assert lines.pop("local").startswith("local losses need a model in blocks") and not any(lines.values())
 
 
 def test_a_method_that_cannot_says_why_and_what_can() -> None:
@@ -194,9 +197,10 @@ def run_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 def test_the_command_checks_a_model_and_writes_the_report(monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = run_doctor(monkeypatch, capsys, "model=mlp_small", "json=report.json")
-    assert outcome.code == 0 and "healthy" in outcome.out, outcome.err
+    assert outcome.code == 0 and outcome.out.rstrip().endswith("\nhealthy"), outcome.err
     words = [path.stem for path in (Path(__file__).parent.parent / "configs" / "optimization").glob("*.yaml")]
-    assert {line["method"] for line in read_json(tmp_path / "report.json")["methods"]} == set(words)
+    lines = read_json(tmp_path / "report.json")["methods"]
+    assert {line["method"]: line["works"] for line in lines} == dict.fromkeys(words, True)
     assert all(word in outcome.out for word in words)
 
 

@@ -35,6 +35,7 @@ def check_model(
     closure: Closure,
     *,
     methods: Mapping[str, Callable[[], Estimator]] | None = None,
+    prepare: Mapping[str, Callable[[nn.Module], nn.Module]] | None = None,
     parts: bool = True,
     seed: int = 0,
 ) -> Report:
@@ -52,8 +53,9 @@ def check_model(
         closure: called with the model, returns a scalar loss or per-example losses (B,).
         methods: the methods to try, from a word to what makes the estimator; all of ``fwdgrad.fit`` by default, none
             if empty.
-        parts: compare operations and leaf modules, besides the whole; those with more than ``operations.LARGEST`` values
-            are compared within the whole alone.
+        prepare: what turns a copy of the model into one that a method trains, by the word of the method.
+        parts: compare operations and leaf modules, besides the whole; those with more than ``operations.LARGEST``
+            values are compared within the whole alone.
         seed: seed of the directions.
 
     Raises:
@@ -79,7 +81,7 @@ def check_model(
         wrong = {
             way for way in ("func", "dual") if any(f.kind == findings.KINDS[f"{way} wrong"][1] for f in report.problems)
         }
-        report.methods += try_methods(model, closure, METHODS if methods is None else methods, wrong)
+        report.methods += try_methods(model, closure, METHODS if methods is None else methods, prepare or {}, wrong)
     report.findings += _batch_norm(model)
     report.seconds = time.perf_counter() - started
     return report
@@ -213,7 +215,9 @@ class _Check:
             text = "the loss depends on no trainable parameter"
             self._find("problem", "nothing to train", "", [], text, "use the module that the closure is called with")
         elif idle:
-            text = "this loss does not depend on them (unused, dropped, or behind units that are off): their directions are noise"
+            text = (
+                "this loss does not depend on them: unused, dropped, or behind units that are off; their share is noise"
+            )
             remedy = "freeze or remove those that are never used"
             self._find("warning", "parameters without influence", "", idle, text, remedy)
         if cut:
