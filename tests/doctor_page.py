@@ -27,12 +27,13 @@ LARGEST = 40_000_000
 
 
 ABOUT = """\
-Random weights, training mode, batches of two or three, the smallest inputs that the models take; of a family that differs
-in size alone, one. Each is checked by `fwdgrad.check_model`: the whole, every kind of leaf module and every distinct
-operation, by the dual engine, `torch.func.jvp`, reverse mode and central differences in float64 (of a model with more
-than {limit} million parameters only the whole). *Healthy* means that no problem was found: our engine, reverse mode and,
-away from kinks, central differences agree. Notes are left out (shared weights, BatchNorm in training mode, frozen
-parameters). A method's "no" is explained where it is not that BatchNorm mixes examples or that the model returns one loss.
+Random weights, training mode, batches of two or three, the smallest inputs that the models take; of a family that
+differs in size alone, one. Each is checked by `fwdgrad.check_model`: the whole, every kind of leaf module and every
+distinct operation, by the dual engine, `torch.func.jvp`, reverse mode and central differences in float64 (of a model
+with more than {limit} million parameters only the whole). *Healthy* means that no problem was found: our engine,
+reverse mode and, away from kinks, central differences agree. Notes are left out (shared weights, BatchNorm in
+training mode, frozen parameters). A method's "no" is explained where it is not that BatchNorm mixes examples or that
+the model returns one loss.
 """
 
 
