@@ -11,19 +11,21 @@ booleans. What has no rule falls back, one operation at a time, to PyTorch's own
 from fwdgrad.dual import rules as rules
 from fwdgrad.dual.api import directional_derivatives, jvp
 from fwdgrad.dual.fallback import fallback_counts
-from fwdgrad.dual.perturb import perturb, perturbed
+from fwdgrad.dual.perturb import bypasses, perturb, perturbed, pushforward
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import Dual, DualError, dual, tangent
 
 __all__ = [
     "Dual",
     "DualError",
+    "bypasses",
     "directional_derivatives",
     "dual",
     "fallback_counts",
     "jvp",
     "perturb",
     "perturbed",
+    "pushforward",
     "rule",
     "tangent",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,33 +10,69 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fwdgrad.dual.api import plain
-from fwdgrad.dual.running import evaluation
-from fwdgrad.dual.tensor import dual, tangent
+from fwdgrad.dual.running import current, evaluation
+from fwdgrad.dual.tensor import dual, seed, tangent
+from fwdgrad.tangents import Tangent
 
 
-def perturbed(fn: Callable[[], tuple[Tensor, Any]], num_directions: int, *, fallback: str = "warn") -> Any:
-    """Evaluate ``fn() -> (value, aux)``, in which ``perturb`` starts K directions, and differentiate its value.
+def perturbed(fn: Callable[[], tuple[Tensor, Any]], *, fallback: str = "warn") -> tuple[Tensor, Tensor, Any]:
+    """Evaluate ``fn() -> (value, aux)``, in which ``perturb`` starts directions, and differentiate its value.
 
     Returns:
-        ``(value, derivatives, aux)``, plain; derivatives of shape (K, *value.shape), zero where nothing was perturbed.
+        ``(value, derivatives, aux)``, plain; derivatives of shape (K, *value.shape), one row for each of the K
+        directions in the order in which they were started, zero where none reaches the value.
     """
-    with evaluation(num_directions, fallback):
+    with evaluation(0, fallback) as running:
         value, aux = fn()
         with torch._C.DisableTorchFunctionSubclass():
             derivatives = tangent(value)
         value = plain(value)
         if derivatives is None:
-            derivatives = value.new_zeros((num_directions, *value.shape))
+            derivatives = value.new_zeros((running.num_directions, *value.shape))
         return value, derivatives, tree_map(plain, aux)
 
 
 def perturb(x: Tensor, tangents: Tensor) -> Tensor:
-    """Return x with ``tangents``, of shape (K, *x.shape), added to those it has; only inside ``perturbed``."""
+    """Return x with further directions that start here: ``tangents`` (K, *x.shape) follow those that x has already.
+
+    Only inside ``perturbed``. Whatever earlier directions reach must be computed from x, or it would lack rows for the
+    new ones; ``bypasses`` tells.
+
+    Raises:
+        ValueError: if the tangents do not have the shape of x behind K.
+    """
     with torch._C.DisableTorchFunctionSubclass():
         if tuple(tangents.shape[1:]) != tuple(x.shape):
             raise ValueError(
                 f"tangents of a value of shape {tuple(x.shape)} must have shape (K, *shape), got "
                 f"{tuple(tangents.shape)}"
             )
+        running = current()
         earlier = tangent(x)
-        return dual(x.detach().clone(), tangents.clone() if earlier is None else earlier + tangents)
+        if earlier is None and running.num_directions > 0:
+            earlier = x.new_zeros((running.num_directions, *x.shape))
+        running.num_directions += tangents.shape[0]
+        return dual(x.detach().clone(), tangents.clone() if earlier is None else torch.cat([earlier, tangents]))
+
+
+def bypasses(fn: Callable[[], tuple[Tensor, Any]]) -> bool:
+    """Evaluate ``fn() -> (value, aux)``, in which ``perturb`` starts directions; say whether any reaches the value.
+
+    None does where all paths to the value are cut, by ``detach()``.
+    """
+    with evaluation(0, "silent"):
+        value = fn()[0]
+        with torch._C.DisableTorchFunctionSubclass():
+            return tangent(value) is not None
+
+
+def pushforward(
+    fn: Callable[[dict[str, Tensor]], Tensor], params: Mapping[str, Tensor], tangents: Mapping[str, Tangent]
+) -> Tensor | None:
+    """Return the tangents (K, *y.shape) of ``y = fn(params)`` along directions of named parameters.
+
+    Only inside ``perturbed``; fn's other inputs have to be plain. None if no direction reaches y.
+    """
+    y = fn({name: seed(param, tangents[name]) for name, param in params.items()})
+    with torch._C.DisableTorchFunctionSubclass():
+        return tangent(y)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fwdgrad.directions import LowRank, PerExample
-from fwdgrad.dual import directional_derivatives
+from fwdgrad.directions import LowRank
+from fwdgrad.dual import directional_derivatives, perturb, perturbed
 from fwdgrad.estimators.base import StepRecord, check_positive_integer
-from fwdgrad.estimators.local_gradients import LOCAL_GRADIENTS
-from fwdgrad.estimators.parts import piece_basis, sum_parts, weigh
-from fwdgrad.estimators.sites import Site, check_per_example, find_pieces, find_sites, perturb_site
+from fwdgrad.estimators.noise import ActivityNoise, Noise, WeightNoise
+from fwdgrad.estimators.parts import sum_parts
+from fwdgrad.estimators.sites import Site, at_sites, check_per_example, find_pieces, find_sites, group_sites
 from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_independent_examples
 from fwdgrad.randomness import KeyedGenerator, global_random_state
+from fwdgrad.words import check_word
 
 _EXACT_OUTPUT_WIDTH = 256  # a wider output layer is perturbed like the others
+_MOST_DIRECTIONS = 8.0  # times num_directions, for a layer close to the output
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,8 @@ class Plan:
     """How the gradient of each trainable parameter is estimated."""
 
     key: object
-    exact: list[Site]
-    activity: list[Site]
-    per_example: list[str]
-    """Parameters that get per-example directions."""
+    groups: list[list[Site]]
+    """The layers' calls; those of one group are perturbed in one evaluation."""
     weight: list[str]
     """Parameters that get shared directions."""
 
@@ -37,35 +39,50 @@ class Plan:
 class ActivityPerturbation:
     """Estimate the gradient of each layer by perturbing its output.
 
-    For a layer with output z the estimate of ``dL_b/dz_b`` is ``1/K sum_k s_kb e_kb`` with independent signs ``e_kb``
-    for every example b and the derivative ``s_kb`` of that example's loss along them: unbiased, since ``E[e e^T] =
-    I`` and no example sees another's noise. The layer's parameters get it times their own local derivative, an outer
-    product with the layer's input; nothing travels backwards through the network. Where z goes into a ReLU and
-    nowhere else, entries with ``z <= 0`` have no influence and get no noise. The variance grows with the number of
-    perturbed outputs of one example instead of the number of weights. Layers are perturbed one at a time.
+    Every output z_j of a layer is moved, for each example b on its own, by a random sign e_j along one of K directions.
+    With the derivative s of that example's loss along this direction, ``s e_j`` is an unbiased estimate of
+    ``dL_b/dz_j``, since ``E[e_i e_j]`` vanishes unless i = j and no example sees another's noise. The layer's parameters
+    get it times their own local derivative, an outer product with the layer's input; nothing travels backwards through
+    the network. Where z goes into a ReLU and nowhere else, entries with ``z <= 0`` have no influence and get no noise.
+    The second moment grows as n / K with the n perturbed outputs of one example, instead of with the number of
+    weights; at K = n the estimate is exact. The noise of different layers never adds up: each has its own directions,
+    all in one evaluation where a layer's output is all that the next one depends on, else in one for each.
 
     Linear, convolution, normalisation and embedding layers are perturbed. A linear or convolution layer with fewer
     weights than outputs for one example (an early convolution) gets per-example directions in its weights instead,
-    and parameters outside of such layers get shared ones; ``plan`` says which. The last layer, and any with at most K
-    outputs for one example, gets its exact gradient: one direction per output, through what follows it only.
+    and parameters outside of such layers get shared ones; ``plan`` says which.
 
     Args:
-        num_directions: K, for each layer.
+        num_directions: K of the layer whose directions cost most: the first. With the cost c of the layers behind, in
+            products for one example and direction, the noise of all layers is least for a given time at K
+            proportional to ``1 / sqrt(c)``; so later layers get more, up to 8 times as many, and none more than it
+            has outputs. The last layer costs nothing and gets its exact gradient.
+        allocation: ``cost``, as above, or ``equal``: K directions for every layer.
         exact_output: differentiate the last layer exactly, if it has at most 256 outputs for one example.
-        space: ``auto``, or ``activity`` to perturb the outputs of every layer that has a local gradient.
+        space: ``auto``, or ``activity`` or ``weight`` to perturb the outputs, or the weights, of every layer that
+            can be.
         seed: seed of the noise.
 
     Raises:
         ValueError: if a number is out of range or a word not known; when called, if the closure returns no per-example
             losses, or examples are not independent.
 
-    Source: Ren et al., "Scaling Forward Gradient With Local Losses", 2023, arXiv:2210.03310, section 3.
+    Source: Ren et al., "Scaling Forward Gradient With Local Losses", 2023, arXiv:2210.03310, section 3. The sharing out
+        of outputs among directions and the allocation of directions to layers are ours.
     """
 
-    def __init__(self, num_directions: int = 8, exact_output: bool = True, space: str = "auto", seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_directions: int = 16,
+        allocation: str = "cost",
+        exact_output: bool = True,
+        space: str = "auto",
+        seed: int = 0,
+    ) -> None:
         self.num_directions = check_positive_integer("num_directions", num_directions)
-        if space not in ("auto", "activity"):
-            raise ValueError(f"space must be one of ['auto', 'activity'], got {space!r}")
+        check_word("allocation", allocation, ("cost", "equal"))
+        check_word("space", space, ("auto", "activity", "weight"))
+        self.allocation = allocation
         self.exact_output = exact_output
         self.space = space
         self.seed = seed
@@ -90,14 +107,9 @@ class ActivityPerturbation:
         self._bound = function.bound
         replay = global_random_state(function.params.values())
         plan = self._make_plan(model, function, replay)
-        runs: list[Callable[[], tuple[Tensor, Tensor, Any]]] = [
-            *(lambda site=site: self._run_site(model, function, site, exact=True) for site in plan.exact),
-            *(lambda site=site: self._run_site(model, function, site, exact=False) for site in plan.activity),
-        ]
-        if plan.per_example:
-            runs.append(lambda: self._run_weights(function, plan.per_example, per_example=True))
+        runs = [partial(self._run_sites, model, function, group) for group in plan.groups]
         if plan.weight:
-            runs.append(lambda: self._run_weights(function, plan.weight, per_example=False))
+            runs.append(partial(self._run_weights, function, plan.weight))
         derivatives = []
         for i, run in enumerate(runs):
             if i > 0:
@@ -116,47 +128,42 @@ class ActivityPerturbation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seed, self.step = state["seed"], state["step"]
 
-    def _run_site(
-        self, model: nn.Module, function: FunctionalModel, site: Site, exact: bool
+    def _run_sites(
+        self, model: nn.Module, function: FunctionalModel, group: list[Site]
     ) -> tuple[Tensor, Tensor, Any]:
-        """Perturb one output, form its layer's gradient; return the losses, their derivatives and the buffers."""
-        layer = model.get_submodule(site.layer)
-        count = site.width if exact else self.num_directions
-        losses, derivatives, buffers, x, noise = perturb_site(
-            model, function, function.params, site, count, self._basis if exact else self._noise
-        )
-        check_per_example(losses, noise.shape[1], site.layer)
-        batch = losses.shape[0]
-        if losses.dim() > 1:
-            delta = weigh(derivatives, noise, site.parts) / (batch if exact else count * batch)
-        elif exact:
-            delta = derivatives.T.reshape(noise.shape[1:]) / batch
-        else:
-            delta = torch.einsum("kb,kb...->b...", derivatives, noise.to(derivatives.dtype)) / (count * batch)
-        for name, gradient in LOCAL_GRADIENTS[type(layer)](layer, x, delta).items():
-            param = getattr(layer, name)
-            if param is not None and param.requires_grad:
-                _accumulate(param, gradient)
+        """Perturb some layers, form their gradients; return the losses, their derivatives and the buffers."""
+        generator = KeyedGenerator(self.seed, self.step)
+        started: list[tuple[nn.Module, Tensor, Noise]] = []
+
+        def perturb_output(site: Site, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+            active = output > 0 if site.into_relu else None
+            name = f"{site.layer}/{site.call}"
+            x = x.detach()
+            noise: Noise
+            if site.space == "weight":
+                noise = WeightNoise(layer, x, output, site.count, active, generator, name)
+            else:
+                noise = ActivityNoise(output, site.count, active, generator, name, site.parts)
+            started.append((layer, x, noise))
+            return perturb(output, noise.tangents())
+
+        with at_sites(model, group, perturb_output):
+            losses, derivatives, buffers = perturbed(lambda: function(function.params))
+        row = 0
+        for (layer, x, noise), site in zip(started, group, strict=True):
+            check_per_example(losses, x.shape[0], site.layer)
+            slopes = derivatives[row : row + noise.count]
+            row += noise.count
+            for name, gradient in noise.gradients(layer, x, slopes / len(losses)).items():
+                param = getattr(layer, name)
+                if param is not None and param.requires_grad:
+                    _accumulate(param, gradient)
         return losses, sum_parts(derivatives, 2), buffers
 
-    def _noise(self, site: Site, output: Tensor) -> Tensor:
-        """Draw signs of shape (K, *output.shape), zero where a ReLU will cut them off."""
+    def _run_weights(self, function: FunctionalModel, names: list[str]) -> tuple[Tensor, Tensor, Any]:
+        """Give parameters outside of layers shared directions."""
         generator = KeyedGenerator(self.seed, self.step, range(self.num_directions))
-        signs = generator.signs(f"{site.layer}/{site.call}", output.numel(), output.dtype, output.device)
-        noise = signs.view(-1, *output.shape)
-        return noise * (output > 0) if site.into_relu else noise
-
-    def _basis(self, site: Site, output: Tensor) -> Tensor:
-        """Return one direction per output of an example, (width, *output.shape)."""
-        return piece_basis(output, site.parts)
-
-    def _run_weights(
-        self, function: FunctionalModel, names: list[str], per_example: bool
-    ) -> tuple[Tensor, Tensor, Any]:
-        """Give parameters directions of their own, per example or shared."""
-        generator = KeyedGenerator(self.seed, self.step, range(self.num_directions))
-        direction = PerExample() if per_example else LowRank()
-        tangents = direction.sample({name: function.params[name] for name in names}, generator)
+        tangents = LowRank().sample({name: function.params[name] for name in names}, generator)
 
         def total(params: dict[str, Tensor]) -> tuple[Tensor, Any]:
             losses, buffers = function(params)
@@ -164,7 +171,7 @@ class ActivityPerturbation:
 
         losses, derivatives, buffers = directional_derivatives(total, function.params, tangents)
         check_per_example(losses, losses.numel(), names[0])
-        coefficients = derivatives / derivatives.numel() if per_example else derivatives.mean(1) / self.num_directions
+        coefficients = derivatives.mean(1) / self.num_directions
         for name, tangent in tangents.items():
             param = function.parameters[name]
             if param.grad is None:
@@ -173,45 +180,43 @@ class ActivityPerturbation:
         return losses, derivatives, buffers
 
     def _make_plan(self, model: nn.Module, function: FunctionalModel, replay: Callable[[], None]) -> Plan:
-        """Find the layers by one plain forward pass, unless the model is as it was in the step before."""
+        """Find the layers by plain forward passes, unless the model is as it was in the step before."""
         key = (function.bound, model.training, tuple(function.parameters))
         if self.plan is not None and self.plan.key == key:
             return self.plan
         check_independent_examples(model, "activity perturbation")
         sites, losses = find_sites(model, function)
-        replay()
         if losses.dim() > 1:
-            sites = find_pieces(model, function, sites, losses)
             replay()
-        owned = {
-            id(param): site for site in sites for param in model.get_submodule(site.layer).parameters(recurse=False)
-        }
-        space: dict[str, str] = {}
-        for name, param in function.parameters.items():
-            site = owned.get(id(param))
-            space[name] = "weight" if site is None else self._space(model, site, last=site is sites[-1])
-        by_layer = {site.layer: space.get(_first_trainable(model, site, function)) for site in sites}
-        self.plan = Plan(
-            key=key,
-            exact=[site for site in sites if by_layer[site.layer] == "exact"],
-            activity=[site for site in sites if by_layer[site.layer] == "activity"],
-            per_example=[name for name, word in space.items() if word == "per_example"],
-            weight=[name for name, word in space.items() if word == "weight"],
-        )
+            sites = find_pieces(model, function, sites, losses)
+        sites = self._allocate(model, sites)
+        groups = group_sites(model, function, sites)
+        replay()
+        owned = {id(param) for site in sites for param in model.get_submodule(site.layer).parameters(recurse=False)}
+        outside = [name for name, param in function.parameters.items() if id(param) not in owned]
+        self.plan = Plan(key, groups, outside)
         return self.plan
 
-    def _space(self, model: nn.Module, site: Site, last: bool) -> str:
-        if site.width <= self.num_directions or (last and self.exact_output and site.width <= _EXACT_OUTPUT_WIDTH):
-            return "exact"
-        layer = model.get_submodule(site.layer)
-        weights = sum(param.numel() for param in layer.parameters(recurse=False))
-        plain_product = type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        return "per_example" if self.space == "auto" and plain_product and weights < site.width else "activity"
-
-
-def _first_trainable(model: nn.Module, site: Site, function: FunctionalModel) -> str:
-    own = {id(param) for param in model.get_submodule(site.layer).parameters(recurse=False)}
-    return next(name for name, param in function.parameters.items() if id(param) in own)
+    def _allocate(self, model: nn.Module, sites: list[Site]) -> list[Site]:
+        """Choose for each site what is perturbed, and its number of directions."""
+        behind = [0]  # products for one example in the layers behind each site
+        for site in reversed(sites[1:]):
+            behind.append(behind[-1] + site.cost)
+        costs = [max(cost, 1) for cost in reversed(behind)]
+        chosen = []
+        for i, (site, cost) in enumerate(zip(sites, costs, strict=True)):
+            layer = model.get_submodule(site.layer)
+            count = self.num_directions
+            if i == len(sites) - 1 and self.exact_output and site.width <= _EXACT_OUTPUT_WIDTH:
+                chosen.append(replace(site, space="activity", count=site.width))
+                continue
+            if self.allocation == "cost" and i < len(sites) - 1:
+                count = round(count * min(math.sqrt(costs[0] / cost), _MOST_DIRECTIONS))
+            weights = sum(param.numel() for param in layer.parameters(recurse=False))
+            plain_product = type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+            in_weights = plain_product and (self.space == "weight" or (self.space == "auto" and weights < site.width))
+            chosen.append(replace(site, space="weight" if in_weights else "activity", count=count))
+        return chosen
 
 
 def _accumulate(param: nn.Parameter, gradient: Tensor) -> None:

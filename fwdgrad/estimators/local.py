@@ -188,7 +188,7 @@ def output_gradient(closure: Closure, output: Tensor) -> tuple[Tensor, Tensor]:
         def fn(basis: Tensor = basis) -> tuple[Tensor, None]:
             return closure(_Output(perturb(output, basis))), None
 
-        losses, derivatives, _ = perturbed(fn, len(basis))
+        losses, derivatives, _ = perturbed(fn)
         columns.append(derivatives)
     return torch.cat(columns).T.reshape(output.shape), losses
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fwdgrad.dual import perturb, perturbed
+from fwdgrad.dual import bypasses, perturb, perturbed
 from fwdgrad.estimators.local_gradients import LOCAL_GRADIENTS
 from fwdgrad.estimators.parts import find_parts, piece_size
 from fwdgrad.functional import FunctionalModel
@@ -37,37 +39,41 @@ class Site:
     """The output goes into a ReLU and nowhere else."""
     shape: torch.Size
     """Shape of the output."""
+    cost: int
+    """Products that the layer takes for one example."""
     parts: tuple[int, ...] = ()
     """In how many pieces each dimension is, each with influence on one part of the losses only."""
+    space: str = "activity"
+    """What is perturbed: ``activity``, the output, or ``weight``."""
+    count: int = 1
+    """Number of directions."""
 
 
-def perturb_site(
-    model: nn.Module,
-    function: FunctionalModel,
-    params: Mapping[str, Tensor],
-    site: Site,
-    count: int,
-    draw: Callable[[Site, Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Any, Tensor, Tensor]:
-    """Perturb one output; return the losses, their derivatives, the buffers, the layer's input and the directions."""
-    seen: list[Tensor] = []
-    calls = 0
+@contextmanager
+def at_sites(
+    model: nn.Module, sites: list[Site], act: Callable[[Site, nn.Module, Tensor, Tensor], Tensor]
+) -> Iterator[None]:
+    """Call ``act(site, layer, input, output)`` in each site's forward pass; what it returns becomes the output."""
+    handles = []
+    for name in dict.fromkeys(site.layer for site in sites):
+        chosen = {site.call: site for site in sites if site.layer == name}
 
-    def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        nonlocal calls
-        calls += 1
-        if calls - 1 != site.call:
-            return None
-        noise = draw(site, output)
-        seen.extend((inputs[0].detach(), noise))
-        return perturb(output, noise)
+        def hook(
+            layer: nn.Module,
+            inputs: tuple[Any, ...],
+            output: Tensor,
+            chosen: dict[int, Site] = chosen,
+            calls: Iterator[int] = count(),
+        ) -> Tensor | None:
+            site = chosen.get(next(calls))
+            return None if site is None else act(site, layer, inputs[0], output)
 
-    handle = model.get_submodule(site.layer).register_forward_hook(hook)
+        handles.append(model.get_submodule(name).register_forward_hook(hook))
     try:
-        losses, derivatives, buffers = perturbed(lambda: function(params), count)
+        yield
     finally:
-        handle.remove()
-    return losses, derivatives, buffers, *seen
+        for handle in handles:
+            handle.remove()
 
 
 def find_sites(model: nn.Module, function: FunctionalModel) -> tuple[list[Site], Tensor]:
@@ -89,7 +95,14 @@ def find_sites(model: nn.Module, function: FunctionalModel) -> tuple[list[Site],
         for handle in handles:
             handle.remove()
     sites = [
-        Site(name, call, output[0].numel() if output.dim() else 1, readers.only_relu(output), output.shape)
+        Site(
+            name,
+            call,
+            output.shape[1:].numel(),
+            readers.only_relu(output),
+            output.shape,
+            output.shape[1:].numel() * _fan_in(model.get_submodule(name)),
+        )
         for name, call, output in found
     ]
     return sites, losses
@@ -107,13 +120,40 @@ def find_pieces(model: nn.Module, function: FunctionalModel, sites: list[Site], 
             params = _random_params(function.params, draw)
 
             def derive(directions: Tensor, site: Site = site, params: Mapping[str, Tensor] = params) -> Tensor:
-                draw = lambda _, output: directions.to(output)  # noqa: E731
-                return perturb_site(model, function, params, site, len(directions), draw)[1]
+                with at_sites(model, [site], lambda site, layer, x, output: perturb(output, directions.to(output))):
+                    return perturbed(lambda: function(params))[1]
 
             pieces.append(find_parts(site.shape, losses.shape[1:], derive))
         parts = tuple(map(min, *pieces))
         found.append(replace(site, parts=parts, width=piece_size(site.shape, parts)))
     return found
+
+
+def group_sites(model: nn.Module, function: FunctionalModel, sites: list[Site]) -> list[list[Site]]:
+    """Cut the sites, in their order, into groups in which each site's output has influence through the next only."""
+    groups: list[list[Site]] = []
+    for i, site in enumerate(sites):
+        if i > 0 and not _bypasses(model, function, sites[i - 1], site):
+            groups[-1].append(site)
+        else:
+            groups.append([site])
+    return groups
+
+
+def _bypasses(model: nn.Module, function: FunctionalModel, first: Site, second: Site) -> bool:
+    """Say whether what the first site puts out has influence on the losses by a path around the second."""
+
+    def act(site: Site, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        return perturb(output, torch.ones_like(output).unsqueeze(0)) if site is first else output.detach()
+
+    with at_sites(model, [first, second], act):
+        return bypasses(lambda: function(function.params))
+
+
+def _fan_in(layer: nn.Module) -> int:
+    """Return how many products of a layer make one of its outputs."""
+    plain_product = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return layer.weight.shape[1:].numel() if plain_product else 1
 
 
 def _random_params(params: Mapping[str, Tensor], draw: int) -> dict[str, Tensor]:

@@ -1,0 +1,167 @@
+"""What a layer's output, or its weight, is perturbed by: K directions that share out the outputs among them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fwdgrad.dual import pushforward
+from fwdgrad.estimators.local_gradients import LOCAL_GRADIENTS
+from fwdgrad.estimators.parts import piece_basis, piece_size, sum_parts, weigh
+from fwdgrad.randomness import KeyedGenerator
+from fwdgrad.tangents import PerExample, Tangent
+
+
+class Noise(Protocol):
+    """Perturbs a layer along some directions and makes the layer's gradients from the derivatives along them."""
+
+    count: int
+    """K, the number of directions."""
+
+    def tangents(self) -> Tensor:
+        """Return what the directions do to the layer's output, (K, *output.shape)."""
+
+    def gradients(self, layer: nn.Module, x: Tensor, derivatives: Tensor) -> dict[str, Tensor]:
+        """Return, by parameter name, the sum over examples of their gradients' estimates.
+
+        Args:
+            layer: the layer.
+            x: its input.
+            derivatives: of each example's loss along each direction, (K, B), or of its parts, (K, B, *parts).
+        """
+
+
+class ActivityNoise:
+    """Signs on the outputs of each example, shared out among K directions: every output is in one of them.
+
+    Direction k moves the outputs of its share S_k by independent signs e_j. With the derivative ``s_k = sum_{j in S_k}
+    e_j g_j`` the estimate ``s_k e_j`` of g_j, j in S_k, is unbiased, since ``E[e_i e_j]`` vanishes unless i = j, and the
+    second moment of all is ``sum_k |S_k| |g_{S_k}|^2``: about ``n / K |g|^2`` for n outputs with influence, where K
+    directions that each move all of them have ``(n + K - 1) / K |g|^2``. At K = n the estimate is the exact gradient.
+    Outputs without influence (``active`` false: a ReLU cuts them off) are in no share, and those with influence are
+    dealt out evenly.
+
+    Args:
+        output: what is perturbed, (B, ...).
+        count: K; the number of values in a piece, and no signs, if there are no more of them.
+        active: which outputs have influence, of the output's shape; None: all.
+        generator: draws the signs, one for each output.
+        name: their name.
+        parts: in how many pieces each dimension is (``parts.py``).
+    """
+
+    def __init__(
+        self,
+        output: Tensor,
+        count: int,
+        active: Tensor | None,
+        generator: KeyedGenerator,
+        name: str,
+        parts: tuple[int, ...] = (),
+    ) -> None:
+        batch, width = output.shape[0], output.shape[1:].numel()
+        self._shape, self._parts = output.shape, parts
+        self.count = min(count, piece_size(output.shape, parts))
+        self._basis = piece_basis(output, parts) if count >= self.count == piece_size(output.shape, parts) else None
+        if self._basis is not None:
+            return
+        self._signs = generator.signs(name, batch * width, output.dtype, output.device).view(batch, width)
+        if active is None:
+            self._share = (torch.arange(width, device=output.device) % self.count).expand(batch, width)
+        else:
+            active = active.reshape(batch, width)
+            self._signs = self._signs * active
+            self._share = (active.cumsum(1) - 1).clamp_(min=0).remainder_(self.count)
+
+    def tangents(self) -> Tensor:
+        """Return the directions, (K, *output.shape)."""
+        if self._basis is not None:
+            return self._basis
+        noise = self._signs.new_zeros((self.count, *self._signs.shape))
+        noise.scatter_(0, self._share.unsqueeze(0), self._signs.unsqueeze(0))
+        return noise.view(self.count, *self._shape)
+
+    def estimate(self, derivatives: Tensor) -> Tensor:
+        """Return the estimate of each example's gradient by the output, from derivatives (K, B) or (K, B, *parts)."""
+        if derivatives.dim() > 2:
+            return weigh(derivatives, self.tangents(), self._parts)
+        if self._basis is not None:
+            return derivatives.T.reshape(self._shape)
+        return (derivatives.T.gather(1, self._share) * self._signs).view(self._shape)
+
+    def gradients(self, layer: nn.Module, x: Tensor, derivatives: Tensor) -> dict[str, Tensor]:
+        """Return the estimates of the sums over examples of the gradients by the layer's parameters."""
+        return LOCAL_GRADIENTS[type(layer)](layer, x, self.estimate(derivatives))
+
+
+class WeightNoise:
+    """Signs in the weight of each example, ``v_b = a_b c_b^T``, shared out among K directions like ``ActivityNoise``.
+
+    The rows of the weight (n, *rest) are dealt out to K_o shares and its columns to K_i, with ``K = K_o K_i``; direction
+    (k, l) moves the rows of share k by a and the columns of share l by c, each with signs of its own. The estimate
+    ``s_{kl} a_i c_j`` is unbiased for each entry, with a second moment of about ``P / K |g|^2``; at K = P it is exact.
+    Rows whose output is cut off by a ReLU, and columns whose input is zero, have no influence and are not moved.
+
+    Args:
+        layer: a linear layer or a convolution.
+        x: its input.
+        output: its output.
+        count: K, rounded down to a product.
+        active: which outputs have influence; None: all.
+        generator: draws the signs.
+        name: their name.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        x: Tensor,
+        output: Tensor,
+        count: int,
+        active: Tensor | None,
+        generator: KeyedGenerator,
+        name: str,
+    ) -> None:
+        weight = layer.weight
+        batch, rows, columns = output.shape[0], weight.shape[0], weight[0].numel()
+        outer = min(count, rows)
+        inner = max(min(count // outer, columns), 1)
+        self.count = outer * inner
+        a = generator.signs(f"{name}/left", batch * rows, x.dtype, x.device).view(batch, rows)
+        c = generator.signs(f"{name}/right", batch * columns, x.dtype, x.device).view(batch, columns)
+        if isinstance(layer, nn.Linear) and x.dim() == 2:
+            a, c = a if active is None else a * active, c * (x != 0)
+        left = (a * _members(rows, outer, a)).repeat_interleave(inner, 0)
+        right = (c * _members(columns, inner, c)).repeat(outer, 1, 1).unflatten(2, weight.shape[1:])
+        bias = left * _members(1, inner, a).repeat(outer, 1, 1)  # one more column, in the first share
+        self._tangents: dict[str, Tangent] = {"weight": PerExample(weight.shape, self.count, lambda _: (left, right))}
+        self._params = {"weight": weight}
+        if layer.bias is not None:
+            self._tangents["bias"] = PerExample(layer.bias.shape, self.count, lambda _: (bias, None))
+            self._params["bias"] = layer.bias
+        self._layer, self._input = layer, x
+
+    def tangents(self) -> Tensor:
+        """Return what the directions do to the layer's output, (K, *output.shape)."""
+        layer, x = self._layer, self._input
+        product = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
+        tangents = pushforward(lambda p: product(x, p["weight"], p.get("bias")), self._params, self._tangents)
+        assert tangents is not None
+        return tangents
+
+    def gradients(self, layer: nn.Module, x: Tensor, derivatives: Tensor) -> dict[str, Tensor]:
+        """Return the estimates of the sums over examples of the gradients by the layer's parameters."""
+        gradients = {}
+        for name, tangent in self._tangents.items():
+            gradients[name] = torch.zeros_like(self._params[name], requires_grad=False)
+            tangent.add_to_(gradients[name], sum_parts(derivatives, 2))
+        return gradients
+
+
+def _members(size: int, shares: int, like: Tensor) -> Tensor:
+    """Return who is in which of some even shares, as 0 and 1, shape (shares, 1, size)."""
+    members = torch.arange(size, device=like.device) % shares == torch.arange(shares, device=like.device).unsqueeze(1)
+    return members.unsqueeze(1).to(like.dtype)
