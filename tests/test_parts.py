@@ -55,7 +55,7 @@ def test_pieces_are_found_where_they_do_not_meet_and_only_there(
     model = samples.seeded(lambda: Mixes(tail, zero))
     estimator = ActivityPerturbation(num_directions=48)
     estimator(model, lambda model: model(X))
-    assert [site.parts for site in (*estimator.plan.exact, *estimator.plan.activity)] == [expected]
+    assert [site.parts for group in estimator.plan.groups for site in group] == [expected]
     gradient = exact_gradient(model, lambda model: model(X).flatten(1).sum(1))
     estimate = gradients(model)
     for name in ("layer.weight", "layer.bias"):  # at most 48 values in a piece: exact

@@ -128,9 +128,7 @@ class ActivityPerturbation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seed, self.step = state["seed"], state["step"]
 
-    def _run_sites(
-        self, model: nn.Module, function: FunctionalModel, group: list[Site]
-    ) -> tuple[Tensor, Tensor, Any]:
+    def _run_sites(self, model: nn.Module, function: FunctionalModel, group: list[Site]) -> tuple[Tensor, Tensor, Any]:
         """Perturb some layers, form their gradients; return the losses, their derivatives and the buffers."""
         generator = KeyedGenerator(self.seed, self.step)
         started: list[tuple[nn.Module, Tensor, Noise]] = []
@@ -214,7 +212,8 @@ class ActivityPerturbation:
                 count = round(count * min(math.sqrt(costs[0] / cost), _MOST_DIRECTIONS))
             weights = sum(param.numel() for param in layer.parameters(recurse=False))
             plain_product = type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-            in_weights = plain_product and (self.space == "weight" or (self.space == "auto" and weights < site.width))
+            smaller = self.space == "auto" and count < site.width and weights < site.width
+            in_weights = plain_product and (self.space == "weight" or smaller)
             chosen.append(replace(site, space="weight" if in_weights else "activity", count=count))
         return chosen
 

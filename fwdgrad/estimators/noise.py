@@ -37,9 +37,9 @@ class Noise(Protocol):
 class ActivityNoise:
     """Signs on the outputs of each example, shared out among K directions: every output is in one of them.
 
-    Direction k moves the outputs of its share S_k by independent signs e_j. With the derivative ``s_k = sum_{j in S_k}
-    e_j g_j`` the estimate ``s_k e_j`` of g_j, j in S_k, is unbiased, since ``E[e_i e_j]`` vanishes unless i = j, and the
-    second moment of all is ``sum_k |S_k| |g_{S_k}|^2``: about ``n / K |g|^2`` for n outputs with influence, where K
+    Direction k moves the outputs of its share S_k by independent signs e_j. With the derivative
+    ``s_k = sum_{j in S_k} e_j g_j`` the estimate ``s_k e_j`` of g_j, j in S_k, is unbiased, since ``E[e_i e_j]``
+    vanishes unless i = j, and the second moment of all is ``sum_k |S_k| |g_{S_k}|^2``: about ``n / K |g|^2`` for n outputs with influence, where K
     directions that each move all of them have ``(n + K - 1) / K |g|^2``. At K = n the estimate is the exact gradient.
     Outputs without influence (``active`` false: a ReLU cuts them off) are in no share, and those with influence are
     dealt out evenly.
@@ -100,9 +100,9 @@ class ActivityNoise:
 class WeightNoise:
     """Signs in the weight of each example, ``v_b = a_b c_b^T``, shared out among K directions like ``ActivityNoise``.
 
-    The rows of the weight (n, *rest) are dealt out to K_o shares and its columns to K_i, with ``K = K_o K_i``; direction
-    (k, l) moves the rows of share k by a and the columns of share l by c, each with signs of its own. The estimate
-    ``s_{kl} a_i c_j`` is unbiased for each entry, with a second moment of about ``P / K |g|^2``; at K = P it is exact.
+    The rows of the weight (n, *rest) are dealt out to K_o shares and its columns to K_i, with ``K = K_o K_i``;
+    direction (k, l) moves the rows of share k by a and the columns of share l by c. The estimate ``s_{kl} a_i c_j`` is
+    unbiased for each entry, with a second moment of about ``P / K |g|^2``; at K = P it is exact.
     Rows whose output is cut off by a ReLU, and columns whose input is zero, have no influence and are not moved.
 
     Args:
@@ -127,19 +127,21 @@ class WeightNoise:
     ) -> None:
         weight = layer.weight
         batch, rows, columns = output.shape[0], weight.shape[0], weight[0].numel()
+        biased = layer.bias is not None  # a bias is one more column, whose input is 1
         outer = min(count, rows)
-        inner = max(min(count // outer, columns), 1)
+        inner = max(min(count // outer, columns + biased), 1)
         self.count = outer * inner
         a = generator.signs(f"{name}/left", batch * rows, x.dtype, x.device).view(batch, rows)
         c = generator.signs(f"{name}/right", batch * columns, x.dtype, x.device).view(batch, columns)
         if isinstance(layer, nn.Linear) and x.dim() == 2:
             a, c = a if active is None else a * active, c * (x != 0)
         left = (a * _members(rows, outer, a)).repeat_interleave(inner, 0)
-        right = (c * _members(columns, inner, c)).repeat(outer, 1, 1).unflatten(2, weight.shape[1:])
-        bias = left * _members(1, inner, a).repeat(outer, 1, 1)  # one more column, in the first share
+        members = _members(columns + biased, inner, c)
+        right = (c * members[..., :columns]).repeat(outer, 1, 1).unflatten(2, weight.shape[1:])
+        bias = left * members[..., columns:].repeat(outer, 1, 1)
         self._tangents: dict[str, Tangent] = {"weight": PerExample(weight.shape, self.count, lambda _: (left, right))}
         self._params = {"weight": weight}
-        if layer.bias is not None:
+        if biased:
             self._tangents["bias"] = PerExample(layer.bias.shape, self.count, lambda _: (bias, None))
             self._params["bias"] = layer.bias
         self._layer, self._input = layer, x

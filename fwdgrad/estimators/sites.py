@@ -57,13 +57,14 @@ def at_sites(
     handles = []
     for name in dict.fromkeys(site.layer for site in sites):
         chosen = {site.call: site for site in sites if site.layer == name}
+        counter = count()
 
         def hook(
             layer: nn.Module,
             inputs: tuple[Any, ...],
             output: Tensor,
             chosen: dict[int, Site] = chosen,
-            calls: Iterator[int] = count(),
+            calls: Iterator[int] = counter,
         ) -> Tensor | None:
             site = chosen.get(next(calls))
             return None if site is None else act(site, layer, inputs[0], output)
@@ -150,7 +151,7 @@ def _bypasses(model: nn.Module, function: FunctionalModel, first: Site, second: 
         return bypasses(lambda: function(function.params))
 
 
-def _fan_in(layer: nn.Module) -> int:
+def _fan_in(layer: Any) -> int:
     """Return how many products of a layer make one of its outputs."""
     plain_product = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     return layer.weight.shape[1:].numel() if plain_product else 1
