@@ -34,7 +34,7 @@ from fwdgrad.memory import peak_bytes
 
 METHODS: dict[str, fwdgrad.Estimator] = {
     "backprop": fwdgrad.Backprop(),
-    "activity perturbation": fwdgrad.ActivityPerturbation(num_directions=8),
+    "activity perturbation": fwdgrad.ActivityPerturbation(),
     "rank-1 forward gradient": fwdgrad.ForwardGradient("low_rank", num_directions=8, engine="dual"),
     "  one at a time": fwdgrad.ForwardGradient("low_rank", num_directions=8, engine="dual", chunk_size=1),
 }

@@ -39,14 +39,14 @@ class Plan:
 class ActivityPerturbation:
     """Estimate the gradient of each layer by perturbing its output.
 
-    Every output z_j of a layer is moved, for each example b on its own, by a random sign e_j along one of K directions.
-    With the derivative s of that example's loss along this direction, ``s e_j`` is an unbiased estimate of
-    ``dL_b/dz_j``, since ``E[e_i e_j]`` vanishes unless i = j and no example sees another's noise. The layer's parameters
-    get it times their own local derivative, an outer product with the layer's input; nothing travels backwards through
-    the network. Where z goes into a ReLU and nowhere else, entries with ``z <= 0`` have no influence and get no noise.
-    The second moment grows as n / K with the n perturbed outputs of one example, instead of with the number of
-    weights; at K = n the estimate is exact. The noise of different layers never adds up: each has its own directions,
-    all in one evaluation where a layer's output is all that the next one depends on, else in one for each.
+    Every output z_j of a layer is moved, for each example b on its own, by a random sign e_j along one of K
+    directions. With the derivative s of that example's loss along this direction, ``s e_j`` is an unbiased estimate of
+    ``dL_b/dz_j``, since ``E[e_i e_j]`` vanishes unless i = j and no example sees another's noise. The layer's
+    parameters get it times their own local derivative, an outer product with the layer's input; nothing travels
+    backwards through the network. Where z goes into a ReLU and nowhere else, entries with ``z <= 0`` have no influence
+    and get no noise. The second moment grows as n / K with the n perturbed outputs of one example, instead of with the
+    number of weights; at K = n the estimate is exact. The noise of different layers never adds up: each has its own
+    directions, all in one evaluation where a layer's output is all that the next one depends on, else in one for each.
 
     Linear, convolution, normalisation and embedding layers are perturbed. A linear or convolution layer with fewer
     weights than outputs for one example (an early convolution) gets per-example directions in its weights instead,

@@ -39,10 +39,10 @@ class ActivityNoise:
 
     Direction k moves the outputs of its share S_k by independent signs e_j. With the derivative
     ``s_k = sum_{j in S_k} e_j g_j`` the estimate ``s_k e_j`` of g_j, j in S_k, is unbiased, since ``E[e_i e_j]``
-    vanishes unless i = j, and the second moment of all is ``sum_k |S_k| |g_{S_k}|^2``: about ``n / K |g|^2`` for n outputs with influence, where K
-    directions that each move all of them have ``(n + K - 1) / K |g|^2``. At K = n the estimate is the exact gradient.
-    Outputs without influence (``active`` false: a ReLU cuts them off) are in no share, and those with influence are
-    dealt out evenly.
+    vanishes unless i = j, and its second moment is ``sum_k |S_k| |g_{S_k}|^2``: about ``n / K |g|^2`` for n outputs
+    with influence, where K directions that each move all of them have ``(n + K - 1) / K |g|^2``. At K = n the estimate
+    is the exact gradient. Outputs without influence (``active`` false: a ReLU cuts them off) are not moved, and those
+    with influence are dealt out evenly.
 
     Args:
         output: what is perturbed, (B, ...).
@@ -102,8 +102,8 @@ class WeightNoise:
 
     The rows of the weight (n, *rest) are dealt out to K_o shares and its columns to K_i, with ``K = K_o K_i``;
     direction (k, l) moves the rows of share k by a and the columns of share l by c. The estimate ``s_{kl} a_i c_j`` is
-    unbiased for each entry, with a second moment of about ``P / K |g|^2``; at K = P it is exact.
-    Rows whose output is cut off by a ReLU, and columns whose input is zero, have no influence and are not moved.
+    unbiased for each entry, with a second moment of about ``P / K |g|^2``; at K = P it is exact. Rows whose output is
+    cut off by a ReLU, and columns whose input is zero, have no influence and are not moved.
 
     Args:
         layer: a linear layer or a convolution.
