@@ -2,7 +2,7 @@
 
 from fwdgrad.models.blocks import GroupLinear, LocalBlocks, PartedLinear, local_blocks
 from fwdgrad.models.mixer import local_mixer
-from fwdgrad.models.networks import conv, logistic, mlp
+from fwdgrad.models.networks import conv, conv_small, logistic, mlp
 from fwdgrad.models.vision import torchvision_classifier
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "LocalBlocks",
     "PartedLinear",
     "conv",
+    "conv_small",
     "local_blocks",
     "local_mixer",
     "logistic",
