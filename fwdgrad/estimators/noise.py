@@ -90,7 +90,7 @@ class ActivityNoise:
             return weigh(derivatives, self.tangents(), self._parts)
         if self._basis is not None:
             return derivatives.T.reshape(self._shape)
-        return (derivatives.T.gather(1, self._share) * self._signs).view(self._shape)
+        return (derivatives.T.gather(1, self._share) * self._signs.to(derivatives.dtype)).view(self._shape)
 
     def gradients(self, layer: nn.Module, x: Tensor, derivatives: Tensor) -> dict[str, Tensor]:
         """Return the estimates of the sums over examples of the gradients by the layer's parameters."""
