@@ -151,6 +151,20 @@ METHODS: dict[str, Method] = {
         partial(_zeroth_order, "rademacher", False), SECOND_MOMENTS["rademacher"], **DIFFERENCES
     ),
 }
+# Unbiased over the steps, whatever the guess has learnt from those before.
+METHODS["forward_gradient-momentum"] = Method(
+    partial(ForwardGradient, direction="normal", control_variate="momentum"),
+    SECOND_MOMENTS["normal"],
+    samples=2048,
+    steps=1024,
+)
+for _direction, _engine in (("normal", "func"), ("low_rank", "dual")):
+    METHODS[f"forward_gradient-projection-{_direction}-{_engine}"] = Method(
+        partial(ForwardGradient, direction=_direction, engine=_engine, aggregation="projection"),
+        SECOND_MOMENTS[_direction],
+        samples=3072,
+        steps=1024,
+    )
 FORWARD_METHODS = {name: method for name, method in METHODS.items() if not method.uses_autograd}
 SHARED_METHODS = {name: method for name, method in METHODS.items() if not method.per_example}
 

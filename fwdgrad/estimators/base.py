@@ -24,6 +24,8 @@ class StepRecord:
     """Of the loss in each direction, shape (K,); None for a method without directions."""
     per_example_derivatives: Tensor | None = None
     """Of each example's loss in each direction, shape (K, B), where the closure returned per-example losses."""
+    skipped: Tensor | int = 0
+    """How many derivatives were not finite, and left out, in this and all earlier steps."""
 
 
 class Estimator(Protocol):

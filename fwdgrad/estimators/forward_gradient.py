@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,17 @@ from torch import Tensor, nn
 from fwdgrad.directions import Direction, Replay, SampleFunction, is_per_example, make_direction
 from fwdgrad.engines import Engine, Evaluation, Func, Function, make_engine
 from fwdgrad.estimators.base import StepRecord, check_positive_integer, deposit
+from fwdgrad.estimators.control_variates import ControlVariate, GuessFunction, dots, make_control_variate
+from fwdgrad.estimators.projection import projection_coefficients
+from fwdgrad.estimators.stability import Safeguard
 from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_independent_examples, check_loss
 from fwdgrad.optim import FactoredSGD
 from fwdgrad.randomness import KeyedGenerator, global_random_state
-from fwdgrad.tangents import Tangent
+from fwdgrad.tangents import Dense, Tangent
+from fwdgrad.words import check_word
+
+AGGREGATIONS = ("mean", "projection")
+Tangents: TypeAlias = Mapping[str, Tangent]
 
 
 class ForwardGradient:
@@ -41,9 +48,17 @@ class ForwardGradient:
         reduce: for replicas of the model that see different examples: called with each chunk's derivatives, a tensor of
             shape (K,) or (K, B), returns their mean over all replicas. Replicas with the same seed draw the same
             directions, so these few numbers are all they have to exchange to stay equal.
+        aggregation: ``mean``, or ``projection``: the orthogonal projection of the gradient onto the K directions, times
+            P/K; see :func:`~fwdgrad.estimators.projection.projection_coefficients` for when it is unbiased. It holds
+            all K directions of a step at once, even where they are evaluated in chunks.
+        control_variate: a guess c of the gradient: ``momentum`` (an average of past estimates), a function of the
+            parameters, or an object; the estimate is then ``c`` plus the one of ``grad f - c``, unbiased for every c.
+        clip_derivatives: clip each ``|grad f . v_k|`` at so many running medians; see
+            :class:`~fwdgrad.estimators.stability.Safeguard` for the bias. None not to clip.
+        patience: a derivative that is not finite is left out; stop after so many steps in a row with one.
 
     Raises:
-        ValueError: if a word is not known, a number is not a positive integer, or the engine cannot be compiled.
+        ValueError: if a word is not known, a number is out of range, or the engine cannot be compiled.
 
     Source: Baydin et al., "Gradients without Backpropagation", 2022, arXiv:2202.08587, algorithm 1 (K = 1, normal).
     """
@@ -59,6 +74,10 @@ class ForwardGradient:
         replay: bool = False,
         compile: bool = False,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        aggregation: str = "mean",
+        control_variate: str | ControlVariate | GuessFunction | None = None,
+        clip_derivatives: float | None = None,
+        patience: int = 10,
     ) -> None:
         made = make_direction(direction)
         self.direction: Direction = Replay(made) if replay else made
@@ -72,6 +91,10 @@ class ForwardGradient:
         self.seed = seed
         self.optimizer = optimizer if isinstance(optimizer, FactoredSGD) else None
         self.reduce = reduce
+        check_word("aggregation", aggregation, AGGREGATIONS)
+        self.aggregation = aggregation
+        self.control_variate = None if control_variate is None else make_control_variate(control_variate)
+        self.safeguard = Safeguard(clip_derivatives, patience)
         self.step = 0
         self.last: StepRecord | None = None
         self._bound: BoundModel | None = None
@@ -90,30 +113,63 @@ class ForwardGradient:
         function = FunctionalModel(model, closure, self._bound)
         self._bound = function.bound
         chunks: list[Evaluation] = []
-        for evaluation, tangents in self._evaluate(function, function.params):
-            if not chunks and is_per_example(tangents):
+        for position, (tangents, coefficients) in enumerate(self._terms(function, function.params, chunks)):
+            if position == 0 and is_per_example(tangents):
                 check_independent_examples(model, "a per-example direction")
-            chunks.append(evaluation)
-            coefficients = _coefficients(evaluation, tangents, self.num_directions)
-            if self.reduce is not None:
-                coefficients = self.reduce(coefficients)
             for name, tangent in tangents.items():
                 deposit(function.parameters[name], tangent, coefficients, self.optimizer)
-        self.last = _record(chunks)
+        self.last = _record(chunks, self.safeguard.skipped)
         function.write_buffers(chunks[-1].aux)
         self.step += 1
         value = self.last.value
         return value if value.dim() == 0 else value.mean()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed, "step": self.step}
+        state: dict[str, Any] = {"seed": self.seed, "step": self.step, "safeguard": self.safeguard.state_dict()}
+        if self.control_variate is not None:
+            state["control_variate"] = self.control_variate.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seed, self.step = state["seed"], state["step"]
+        self.safeguard.load_state_dict(state["safeguard"])
+        if self.control_variate is not None and "control_variate" in state:
+            self.control_variate.load_state_dict(state["control_variate"])
 
-    def _evaluate(
-        self, fn: Function, params: Mapping[str, Tensor]
-    ) -> Iterator[tuple[Evaluation, Mapping[str, Tangent]]]:
+    def _terms(
+        self, fn: Function, params: Mapping[str, Tensor], chunks: list[Evaluation]
+    ) -> Iterator[tuple[Tangents, Tensor]]:
+        """Yield tangents and coefficients of which the estimate is the sum; append each evaluation to ``chunks``."""
+        variate = self.control_variate
+        guess = variate.guess(params, self.num_directions) if variate is not None else None
+        residuals = []
+        for evaluation, tangents in self._evaluate(fn, params):
+            chunks.append(evaluation)
+            derivatives = _derivatives(evaluation, tangents)
+            if self.reduce is not None:
+                derivatives = self.reduce(derivatives)
+            if guess is not None:
+                derivatives = derivatives - dots(tangents, guess).to(derivatives)
+            residuals.append(derivatives)
+            if self.aggregation == "mean":
+                coefficients = self.safeguard.apply(derivatives) / (self.num_directions * derivatives.shape[1:].numel())
+                yield tangents, coefficients
+                if variate is not None:
+                    variate.observe(tangents, coefficients)
+        seen = residuals[0] if len(residuals) == 1 else torch.cat(residuals)
+        if self.aggregation == "projection":
+            if len(residuals) > 1:
+                tangents = self._sample(params, range(self.num_directions))
+            kept = torch.where(torch.isfinite(seen), self.safeguard.apply(seen), torch.nan)
+            coefficients = projection_coefficients(kept, tangents)
+            yield tangents, coefficients
+            if variate is not None:
+                variate.observe(tangents, coefficients)
+        if guess is not None:
+            yield {name: Dense(value.unsqueeze(0)) for name, value in guess.items()}, seen.new_ones(1)
+        self.safeguard.observe(seen)
+
+    def _evaluate(self, fn: Function, params: Mapping[str, Tensor]) -> Iterator[tuple[Evaluation, Tangents]]:
         """Yield, for each chunk of directions, the evaluation and the tangents."""
         starts = range(0, self.num_directions, self.chunk_size)
         # Each chunk runs the closure again and must see the same dropout masks as the first.
@@ -121,9 +177,11 @@ class ForwardGradient:
         for start in starts:
             if replay is not None and start > 0:
                 replay()
-            indices = range(start, min(start + self.chunk_size, self.num_directions))
-            tangents = self.direction.sample(params, KeyedGenerator(self.seed, self.step, indices))
+            tangents = self._sample(params, range(start, min(start + self.chunk_size, self.num_directions)))
             yield self.engine(fn, params, tangents), tangents
+
+    def _sample(self, params: Mapping[str, Tensor], indices: range) -> Tangents:
+        return self.direction.sample(params, KeyedGenerator(self.seed, self.step, indices))
 
 
 class GradientEstimate(NamedTuple):
@@ -147,6 +205,8 @@ def forward_gradient(
     chunk_size: int | None = None,
     seed: int = 0,
     step: int = 0,
+    aggregation: str = "mean",
+    control_variate: str | ControlVariate | GuessFunction | None = None,
 ) -> GradientEstimate:
     """Estimate the gradient of a pure function: ``1/K sum_k (grad f . v_k) v_k``.
 
@@ -159,6 +219,8 @@ def forward_gradient(
         chunk_size: how many directions to evaluate together.
         seed: seed of the directions.
         step: number of the step; other steps draw other directions.
+        aggregation: as in :class:`ForwardGradient`, like the next.
+        control_variate: a guess of the gradient.
 
     Returns:
         The value, the estimate on the same names, and the directional derivatives.
@@ -168,14 +230,14 @@ def forward_gradient(
     """
     if not params:
         raise ValueError("params must have at least one entry, got an empty dict")
-    estimator = ForwardGradient(direction, num_directions, engine, chunk_size, seed)
+    estimator = ForwardGradient(
+        direction, num_directions, engine, chunk_size, seed, aggregation=aggregation, control_variate=control_variate
+    )
     estimator.step = step
     params = {name: param.detach() for name, param in params.items()}
     gradient = {name: torch.zeros_like(param) for name, param in params.items()}
-    chunks = []
-    for evaluation, tangents in estimator._evaluate(lambda p: (check_loss(fn(p)), {}), params):
-        chunks.append(evaluation)
-        coefficients = _coefficients(evaluation, tangents, num_directions)
+    chunks: list[Evaluation] = []
+    for tangents, coefficients in estimator._terms(lambda p: (check_loss(fn(p)), {}), params, chunks):
         for name, tangent in tangents.items():
             tangent.add_to_(gradient[name], coefficients)
     record = _record(chunks)
@@ -183,25 +245,23 @@ def forward_gradient(
     return GradientEstimate(record.value, gradient, record.directional_derivatives)
 
 
-def _coefficients(evaluation: Evaluation, tangents: Mapping[str, Tangent], num_directions: int) -> Tensor:
-    """Return the weights of the tangents in the estimate: (K',), or (K', B) where each example has its own."""
-    derivatives = evaluation.derivatives
-    if is_per_example(tangents):
-        if derivatives.dim() < 2:
-            raise ValueError(
-                "per-example directions need per-example losses: return a vector from the closure, "
-                "for instance F.cross_entropy(model(x), y, reduction='none')"
-            )
-        return derivatives / (num_directions * derivatives.shape[1])
-    mean = _of_mean(derivatives)
-    return mean if num_directions == 1 else mean / num_directions
+def _derivatives(evaluation: Evaluation, tangents: Tangents) -> Tensor:
+    """Return the derivatives that weight the tangents: (K',), or (K', B) where each example has its own."""
+    if not is_per_example(tangents):
+        return _of_mean(evaluation.derivatives)
+    if evaluation.derivatives.dim() < 2:
+        raise ValueError(
+            "per-example directions need per-example losses: return a vector from the closure, "
+            "for instance F.cross_entropy(model(x), y, reduction='none')"
+        )
+    return evaluation.derivatives
 
 
 def _of_mean(derivatives: Tensor) -> Tensor:
     return derivatives.mean(1) if derivatives.dim() > 1 else derivatives
 
 
-def _record(chunks: list[Evaluation]) -> StepRecord:
+def _record(chunks: list[Evaluation], skipped: Tensor | int = 0) -> StepRecord:
     derivatives = chunks[0].derivatives if len(chunks) == 1 else torch.cat([chunk.derivatives for chunk in chunks])
     per_example = derivatives if derivatives.dim() > 1 else None
-    return StepRecord(chunks[0].value, _of_mean(derivatives), per_example)
+    return StepRecord(chunks[0].value, _of_mean(derivatives), per_example, skipped)
