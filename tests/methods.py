@@ -119,7 +119,8 @@ def _local(num_directions: int = 1, chunk_size: int | None = None, seed: int = 0
 def _forward_gradient(direction: str, engine: str, replay: bool = False) -> Method:
     limits = DIFFERENCES if engine == "finite_difference" else {}
     if direction in ("coordinate", "orthogonal"):  # as many in one step as there are entries would be exact
-        limits = limits | {"steps": limits.get("samples", 2048) // 2, "samples": limits.get("samples", 2048)}
+        samples = limits.get("samples", 512)
+        limits = limits | {"steps": samples // 2, "samples": samples}
     make = partial(ForwardGradient, direction=direction, engine=engine, replay=replay)
     per_example = direction == "per_example"
     return Method(make, SECOND_MOMENTS[direction], per_example=per_example, **limits)
@@ -155,15 +156,15 @@ METHODS: dict[str, Method] = {
 METHODS["forward_gradient-momentum"] = Method(
     partial(ForwardGradient, direction="normal", control_variate="momentum"),
     SECOND_MOMENTS["normal"],
-    samples=2048,
-    steps=1024,
+    samples=512,
+    steps=256,
 )
 for _direction, _engine in (("normal", "func"), ("low_rank", "dual")):
     METHODS[f"forward_gradient-projection-{_direction}-{_engine}"] = Method(
         partial(ForwardGradient, direction=_direction, engine=_engine, aggregation="projection"),
         SECOND_MOMENTS[_direction],
-        samples=3072,
-        steps=1024,
+        samples=768,
+        steps=256,
     )
 FORWARD_METHODS = {name: method for name, method in METHODS.items() if not method.uses_autograd}
 SHARED_METHODS = {name: method for name, method in METHODS.items() if not method.per_example}

@@ -31,6 +31,8 @@ RUNS = [
         "model.channels=8",
         "model.groups=2",
     ),
+    ("optimization=fwdgrad_fast", "optimization.control_variate=momentum", "optimization.clip_derivatives=1.5"),
+    ("optimization=multi_tangent", "optimization.num_directions=3", "optimization.clip_derivatives=3"),
     ("optimization=backprop", "optimizer.momentum=0.9", "model._target_=own_models.dropout_net"),
     ("optimization=backprop", "optimizer=adamw", "scheduler=cosine", "model._target_=own_models.batch_norm_net"),
 ]
