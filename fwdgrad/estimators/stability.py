@@ -85,12 +85,13 @@ class Safeguard:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "median": float(self.median),
+            "median": float(self.median) if self.median > 0 else None,
             "steps": self.steps,
             "skipped": int(self.skipped),
             "in_a_row": int(self._in_a_row),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.median = torch.tensor(state["median"], dtype=torch.float64)
+        median = torch.nan if state["median"] is None else state["median"]
+        self.median = torch.tensor(median, dtype=torch.float64)
         self.steps, self.skipped, self._in_a_row = state["steps"], state["skipped"], state["in_a_row"]
