@@ -12,9 +12,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from fwdgrad import cli, experiment
+from fwdgrad import ForwardGradient, cli, experiment
 from fwdgrad.data import DATASETS, Dataset, Split
+from fwdgrad.functional import Closure
 from fwdgrad.training import Trainer
 
 
@@ -68,10 +70,11 @@ def run_steps(folder: Path, *overrides: str) -> Trainer:
 
 SLIM = {"conv": ["model.channels=4", "model.hidden=8"], "mlp": ["model.hidden=[8,8]"]}
 # A ResNet costs seconds a step whatever the data; it runs once, below.
-GRID = itertools.product(files("optimization"), sorted(set(files("model")) - {"resnet18"}), files("dataset"))
+MODELS_AND_DATASETS = list(itertools.product(sorted(set(files("model")) - {"resnet18"}), files("dataset")))
+GRID = [(method, *pair) for method in files("optimization") for pair in MODELS_AND_DATASETS]
 
 
-@pytest.mark.parametrize(("optimization", "model", "dataset"), list(GRID))
+@pytest.mark.parametrize(("optimization", "model", "dataset"), GRID)
 def test_every_method_trains_every_model_on_every_dataset(
     tmp_path: Path, optimization: str, model: str, dataset: str
 ) -> None:
@@ -80,6 +83,39 @@ def test_every_method_trains_every_model_on_every_dataset(
         *(f"optimization={optimization}", f"model={model}", f"dataset={dataset}", "dataset.download=false"),
         *SLIM.get(model, []),
     )
+
+
+def loss_curve(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> list[float]:
+    """Return the training loss of each step of a run whose steps are large enough to tell two directions apart."""
+    losses: list[float] = []
+    step = ForwardGradient.__call__
+
+    def recorded(self: ForwardGradient, model: nn.Module, closure: Closure) -> torch.Tensor:
+        loss = step(self, model, closure)
+        losses.append(loss.item())
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ForwardGradient, "__call__", recorded)
+        settings = ("optimization=fwdgrad", "optimization.learning_rate=1e-2", "optimization.clip_norm=10")
+        trainer = experiment.make_trainer(composed(*settings, *overrides), folder)
+        trainer.run()
+        trainer.tracker.close()
+    return losses
+
+
+@pytest.mark.parametrize(("model", "dataset"), [*MODELS_AND_DATASETS, ("resnet18", "digits")])
+def test_both_engines_give_every_model_the_same_loss_curve_on_every_dataset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str, dataset: str
+) -> None:
+    chosen = [f"model={model}", f"dataset={dataset}", "dataset.download=false", *SLIM.get(model, [])]
+    chosen.append("max_steps=2" if model == "resnet18" else "max_steps=5")
+    curves = {
+        name: loss_curve(monkeypatch, tmp_path / name, *chosen, *keys)
+        for name, keys in {"func": ["engine=func"], "dual": ["engine=dual"], "other": ["engine=dual", "seed=1"]}.items()
+    }
+    assert curves["dual"] == pytest.approx(curves["func"], rel=1e-4)
+    assert curves["other"] != pytest.approx(curves["func"], rel=1e-4)
 
 
 @pytest.mark.parametrize("dataset", files("dataset"))
