@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
     from doctor_models import MODELS
     from doctor_page import page, survey
 
+    command = shlex.join(["python", "scripts/doctor_survey.py", *arguments])
     rows = []
     for name, make in MODELS.items():
         if options.match in name:
@@ -40,11 +41,10 @@ def main(arguments: list[str]) -> int:
             print(row.line(), file=sys.stderr, flush=True)
             if options.verbose and row.report is not None:
                 print(row.report, file=sys.stderr, flush=True)
-    text = page(rows, shlex.join(["python", "scripts/doctor_survey.py", *arguments]))
+            if options.output != "-":
+                Path(options.output).write_text(page(rows, command))
     if options.output == "-":
-        print(text)
-    else:
-        Path(options.output).write_text(text)
+        print(page(rows, command))
     return 0
 
 

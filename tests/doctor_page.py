@@ -22,7 +22,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 }
 
 
-LARGEST = 40_000_000
+LARGEST = 12_000_000
 """Of a model with more parameters only the whole is compared."""
 
 

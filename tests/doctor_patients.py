@@ -88,6 +88,17 @@ class Counts(nn.Module):
         return x * (1 + self.calls) if self.uses else x
 
 
+class Caches(nn.Module):
+    """Makes its mask at the first call."""
+
+    mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.ones(x.shape[1])
+        return x * self.mask
+
+
 class Idle(nn.Module):
     """Holds a parameter that its forward does not use."""
 
@@ -228,6 +239,14 @@ AILMENTS: dict[str, tuple[Callable[[], Built], str, str, str, str, str]] = {
         "",
         "1.calls",
         "register",
+    ),
+    "a cache": (
+        lambda: classify(nn.Sequential(nn.Linear(4, 3), Caches())),
+        "note",
+        "kept from the first pass",
+        "",
+        "1.mask",
+        "the next leaves",
     ),
     "no influence": (lambda: classify(Idle()), "warning", "parameters without influence", "", "spare", "noise"),
     "nothing to train": (ignoring_its_argument, "problem", "nothing to train", "", "", "no trainable parameter"),

@@ -120,15 +120,16 @@ class _Check:
 
     def _repeats_itself(self) -> bool:
         """Run twice from the same random state; say what differs, and what the first run has left in the model."""
-        before, outside = state.snapshot(self.model), state.other_randomness()
-        losses, runs = [], [state.Run(), state.Run()]
+        outside = state.other_randomness()
+        losses, runs, snapshots = [], [state.Run(), state.Run()], [state.snapshot(self.model)]
         for seen in runs:
             self.replay()
             with self.places.followed(seen.calls, seen.outputs), Double(), torch.no_grad():
                 losses.append(self.function(self.params)[0])
-            if len(losses) == 1:
-                hidden = state.changed(before, state.snapshot(self.model))
-                drew = outside != state.other_randomness()
+            snapshots.append(state.snapshot(self.model))
+        drew = outside != state.other_randomness()
+        hidden = state.changed(snapshots[1], snapshots[2])
+        kept = [name for name in state.changed(snapshots[0], snapshots[1]) if name not in hidden]
         self.report.loss = losses[0].mean().item()
         same = losses[0].shape == losses[1].shape and torch.allclose(
             losses[0], losses[1], rtol=1e-9, atol=1e-12, equal_nan=True
@@ -139,6 +140,9 @@ class _Check:
             text = "a forward pass changes attributes that are not buffers; they are not restored between evaluations"
             remedy = "register them as buffers, or keep x.detach() of what is needed"
             self._find("warning", "hidden state", "", hidden, text, remedy)
+        if kept:
+            text = "the first forward pass sets attributes that the next leaves as they are"
+            self._find("note", "kept from the first pass", "", kept, text, "nothing, if no parameter has part in them")
         if same and not math.isfinite(self.report.loss):
             text = f"the loss is {self.report.loss}"
             self._find("problem", "loss not finite", "", [], text, "look at the inputs, targets and initial weights")

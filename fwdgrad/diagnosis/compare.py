@@ -147,7 +147,8 @@ class _Differences:
             noise = 100 * torch.finfo(torch.float64).eps * (size + _rms(size)) / h
             sided = (plus - 2 * value.where(finite, 0) + minus).abs() / h
             kink = sided > 1e-2 * (central.abs() + _rms(central)) + noise
-            self.steps.append((central, noise, kink | ~central.isfinite()))
+            # Between the derivatives to the left and to the right each is as good as another: a kink may be small.
+            self.steps.append((central, noise + sided, kink | ~central.isfinite()))
         if not self.steps:
             self.steps = [(value * math.nan, value * math.nan, torch.ones_like(finite))]
         self.kinks = torch.stack([kink for _, _, kink in self.steps]).all(0)
