@@ -1,4 +1,4 @@
-"""The three networks of the forward-gradient paper and a small convolutional one, for inputs of any shape and any number of classes.
+"""The networks of the forward-gradient paper and a small convolutional one, for any input shape and number of classes.
 
 Source: Baydin, Pearlmutter, Syme, Wood and Torr (2022), "Gradients without Backpropagation", arXiv:2202.08587,
 section 5: logistic regression, the multi-layer perceptron and the convolutional network of the MNIST experiments.
