@@ -84,7 +84,7 @@ def test_over_all_signs_the_mean_in_weights_is_the_gradient(count: int) -> None:
         def fn() -> tuple[Tensor, None]:
             y = layer(X).detach()
             taken.append(WeightNoise(layer, X, y, count, None, signs, "w"))  # type: ignore[arg-type]
-            return (perturb(y, taken[0].tangents()) * delta).sum(1), None
+            return (perturb(y, taken[0].count, taken[0].fill) * delta).sum(1), None
 
         derivatives = perturbed(fn)[1]
         return taken[0].gradients(layer, X, derivatives)

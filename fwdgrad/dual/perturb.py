@@ -32,27 +32,27 @@ def perturbed(fn: Callable[[], tuple[Tensor, Any]], *, fallback: str = "warn") -
         return value, derivatives, tree_map(plain, aux)
 
 
-def perturb(x: Tensor, tangents: Tensor) -> Tensor:
-    """Return x with further directions that start here: ``tangents`` (K, *x.shape) follow those that x has already.
+def perturb(x: Tensor, count: int, fill: Callable[[Tensor], object]) -> Tensor:
+    """Return x with ``count`` further directions that start here; they follow those that x has already.
 
     Only inside ``perturbed``. Whatever earlier directions reach must be computed from x, or it would lack rows for the
     new ones; ``bypasses`` tells.
 
-    Raises:
-        ValueError: if the tangents do not have the shape of x behind K.
+    Args:
+        x: the intermediate value.
+        count: K, how many directions start here.
+        fill: called with uninitialised memory of shape (K, *x.shape), writes their tangents.
     """
+    running = current()
+    before = running.num_directions
+    running.num_directions += count
     with torch._C.DisableTorchFunctionSubclass():
-        if tuple(tangents.shape[1:]) != tuple(x.shape):
-            raise ValueError(
-                f"tangents of a value of shape {tuple(x.shape)} must have shape (K, *shape), got "
-                f"{tuple(tangents.shape)}"
-            )
-        running = current()
-        earlier = tangent(x)
-        if earlier is None and running.num_directions > 0:
-            earlier = x.new_zeros((running.num_directions, *x.shape))
-        running.num_directions += tangents.shape[0]
-        return dual(x.detach().clone(), tangents.clone() if earlier is None else torch.cat([earlier, tangents]))
+        earlier, value = tangent(x), x.detach().clone()
+    tangents = torch.empty((before + count, *value.shape), dtype=value.dtype, device=value.device)
+    if before > 0:
+        tangents[:before] = 0 if earlier is None else earlier
+    fill(tangents[before:])
+    return dual(value, tangents)
 
 
 def bypasses(fn: Callable[[], tuple[Tensor, Any]]) -> bool:

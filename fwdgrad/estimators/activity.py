@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from fwdgrad.dual import directional_derivatives, perturb, perturbed
 from fwdgrad.estimators.base import StepRecord, check_positive_integer
 from fwdgrad.estimators.noise import ActivityNoise, Noise, WeightNoise
 from fwdgrad.estimators.parts import sum_parts
-from fwdgrad.estimators.sites import Site, at_sites, check_per_example, find_pieces, find_sites, group_sites
+from fwdgrad.estimators.sites import MEMORY, Site, at_sites, check_per_example, find_pieces, find_sites, group_sites
 from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_independent_examples
 from fwdgrad.randomness import KeyedGenerator, global_random_state
 from fwdgrad.words import check_word
@@ -143,7 +144,7 @@ class ActivityPerturbation:
             else:
                 noise = ActivityNoise(output, site.count, active, generator, name, site.parts)
             started.append((layer, x, noise))
-            return perturb(output, noise.tangents())
+            return perturb(output, noise.count, noise.fill)
 
         with at_sites(model, group, perturb_output):
             losses, derivatives, buffers = perturbed(lambda: function(function.params))
@@ -197,10 +198,9 @@ class ActivityPerturbation:
 
     def _allocate(self, model: nn.Module, sites: list[Site]) -> list[Site]:
         """Choose for each site what is perturbed, and its number of directions."""
-        behind = [0]  # products for one example in the layers behind each site
-        for site in reversed(sites[1:]):
-            behind.append(behind[-1] + site.cost)
-        costs = [max(cost, 1) for cost in reversed(behind)]
+        # A direction is made as large as the output it starts from, and passes through all layers behind.
+        passed = list(accumulate((site.cost for site in reversed(sites)), initial=0))[-2::-1]
+        costs = [site.width * MEMORY + cost for site, cost in zip(sites, passed, strict=True)]
         chosen = []
         for i, (site, cost) in enumerate(zip(sites, costs, strict=True)):
             layer = model.get_submodule(site.layer)

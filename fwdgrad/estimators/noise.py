@@ -21,8 +21,8 @@ class Noise(Protocol):
     count: int
     """K, the number of directions."""
 
-    def tangents(self) -> Tensor:
-        """Return what the directions do to the layer's output, (K, *output.shape)."""
+    def fill(self, tangents: Tensor) -> None:
+        """Write what the directions do to the layer's output, (K, *output.shape)."""
 
     def gradients(self, layer: nn.Module, x: Tensor, derivatives: Tensor) -> dict[str, Tensor]:
         """Return, by parameter name, the sum over examples of their gradients' estimates.
@@ -76,13 +76,21 @@ class ActivityNoise:
             self._signs = self._signs * active
             self._share = (active.cumsum(1) - 1).clamp_(min=0).remainder_(self.count)
 
+    def fill(self, tangents: Tensor) -> None:
+        """Write the directions, (K, *output.shape)."""
+        if self._basis is not None:
+            tangents.copy_(self._basis)
+        else:
+            flat = tangents.zero_().view(self.count, *self._signs.shape)
+            flat.scatter_(0, self._share.unsqueeze(0), self._signs.unsqueeze(0))
+
     def tangents(self) -> Tensor:
         """Return the directions, (K, *output.shape)."""
         if self._basis is not None:
             return self._basis
-        noise = self._signs.new_zeros((self.count, *self._signs.shape))
-        noise.scatter_(0, self._share.unsqueeze(0), self._signs.unsqueeze(0))
-        return noise.view(self.count, *self._shape)
+        tangents = self._signs.new_empty((self.count, *self._shape))
+        self.fill(tangents)
+        return tangents
 
     def estimate(self, derivatives: Tensor) -> Tensor:
         """Return the estimate of each example's gradient by the output, from derivatives (K, B) or (K, B, *parts)."""
@@ -146,13 +154,13 @@ class WeightNoise:
             self._params["bias"] = layer.bias
         self._layer, self._input = layer, x
 
-    def tangents(self) -> Tensor:
-        """Return what the directions do to the layer's output, (K, *output.shape)."""
+    def fill(self, tangents: Tensor) -> None:
+        """Write what the directions do to the layer's output, (K, *output.shape)."""
         layer, x = self._layer, self._input
         product = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
-        tangents = pushforward(lambda p: product(x, p["weight"], p.get("bias")), self._params, self._tangents)
-        assert tangents is not None
-        return tangents
+        pushed = pushforward(lambda p: product(x, p["weight"], p.get("bias")), self._params, self._tangents)
+        assert pushed is not None
+        tangents.copy_(pushed)
 
     def gradients(self, layer: nn.Module, x: Tensor, derivatives: Tensor) -> dict[str, Tensor]:
         """Return the estimates of the sums over examples of the gradients by the layer's parameters."""

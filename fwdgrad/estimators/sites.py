@@ -22,6 +22,7 @@ from fwdgrad.functional import FunctionalModel
 from fwdgrad.randomness import KeyedGenerator
 
 _RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+MEMORY = 64  # as many products as passing a value through memory takes: to make it, add to it, cut it off
 _PROBES = 3  # how often to look for influence, with other random weights: a ReLU may be off by chance
 
 
@@ -40,7 +41,7 @@ class Site:
     shape: torch.Size
     """Shape of the output."""
     cost: int
-    """Products that the layer takes for one example."""
+    """What a direction costs that passes through the layer: products for one example, and memory in as many."""
     parts: tuple[int, ...] = ()
     """In how many pieces each dimension is, each with influence on one part of the losses only."""
     space: str = "activity"
@@ -102,7 +103,7 @@ def find_sites(model: nn.Module, function: FunctionalModel) -> tuple[list[Site],
             output.shape[1:].numel(),
             readers.only_relu(output),
             output.shape,
-            output.shape[1:].numel() * _fan_in(model.get_submodule(name)),
+            output.shape[1:].numel() * (_fan_in(model.get_submodule(name)) + MEMORY),
         )
         for name, call, output in found
     ]
@@ -121,7 +122,10 @@ def find_pieces(model: nn.Module, function: FunctionalModel, sites: list[Site], 
             params = _random_params(function.params, draw)
 
             def derive(directions: Tensor, site: Site = site, params: Mapping[str, Tensor] = params) -> Tensor:
-                with at_sites(model, [site], lambda site, layer, x, output: perturb(output, directions.to(output))):
+                def act(site: Site, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+                    return perturb(output, len(directions), lambda tangents: tangents.copy_(directions))
+
+                with at_sites(model, [site], act):
                     return perturbed(lambda: function(params))[1]
 
             pieces.append(find_parts(site.shape, losses.shape[1:], derive))
@@ -145,7 +149,7 @@ def _bypasses(model: nn.Module, function: FunctionalModel, first: Site, second: 
     """Say whether what the first site puts out has influence on the losses by a path around the second."""
 
     def act(site: Site, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-        return perturb(output, torch.ones_like(output).unsqueeze(0)) if site is first else output.detach()
+        return perturb(output, 1, lambda tangents: tangents.fill_(1)) if site is first else output.detach()
 
     with at_sites(model, [first, second], act):
         return bypasses(lambda: function(function.params))

@@ -52,9 +52,26 @@ def cross_entropy(
 
 
 def _push_nll(t: Tensor, target: Tensor, weight: Tensor | None, code: int, ignore_index: int) -> Tensor:
-    if t.shape[0] == 1:
+    """Return nll(t_k) for each direction, with the directions folded into the batch."""
+    count = t.shape[0]
+    if count == 1:
         return _nll(t[0], target, weight, code, ignore_index).unsqueeze(0)
-    return torch.stack([_nll(tk, target, weight, code, ignore_index) for tk in t])
+    folded = t if target.dim() == 0 else t.flatten(0, 1)
+    terms = _nll(
+        folded,
+        target.expand(count, *target.shape).reshape(folded.shape[:1] + folded.shape[2:]),
+        weight,
+        0,
+        ignore_index,
+    )
+    terms = terms.view(count, *target.shape)
+    if code == 0:
+        return terms
+    total = terms.flatten(1).sum(1) if target.dim() else terms
+    if code == 2:
+        return total
+    valid = target != ignore_index
+    return total / (valid.sum() if weight is None else (weight[torch.where(valid, target, 0)] * valid).sum())
 
 
 @rule(_nll, _nn.nll_loss, _nn.nll_loss2d)
