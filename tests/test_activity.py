@@ -138,8 +138,9 @@ def test_later_layers_get_more_directions_by_the_root_of_what_is_behind_them() -
     for estimator in (by_cost, equal):
         estimator(model, closure)
     counts = [[site.count for group in e.plan.groups for site in group] for e in (by_cost, equal)]  # type: ignore[union-attr]
-    # Behind the first layer lie 64 * 64 + 640 products, behind the second 640: 4 * sqrt(4736 / 640) = 10.9.
-    assert counts == [[4, 11, 10], [4, 4, 10]]
+    # A direction of the first layer costs 64 * 64 to make, 64 * (64 + 64) + 10 * (64 + 64) behind it; one of the second
+    # 64 * 64 + 10 * (64 + 64): 4 * sqrt(13568 / 5376) = 6.4.
+    assert counts == [[4, 6, 10], [4, 4, 10]]
 
 
 @pytest.mark.parametrize("key", ["allocation", "space"])

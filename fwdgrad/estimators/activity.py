@@ -54,10 +54,10 @@ class ActivityPerturbation:
     and parameters outside of such layers get shared ones; ``plan`` says which.
 
     Args:
-        num_directions: K of the layer whose directions cost most: the first. With the cost c of the layers behind, in
-            products for one example and direction, the noise of all layers is least for a given time at K
-            proportional to ``1 / sqrt(c)``; so later layers get more, up to 8 times as many, and none more than it
-            has outputs. The last layer costs nothing and gets its exact gradient.
+        num_directions: K of the layer whose directions cost most: the first. With the cost c of a direction, in
+            products and passes through memory from its layer to the loss, the noise of all layers is least for a given
+            time at K proportional to ``1 / sqrt(c)``; so later layers get more, up to 8 times as many. The last layer
+            gets its exact gradient.
         allocation: ``cost``, as above, or ``equal``: K directions for every layer.
         exact_output: differentiate the last layer exactly, if it has at most 256 outputs for one example.
         space: ``auto``, or ``activity`` or ``weight`` to perturb the outputs, or the weights, of every layer that
