@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fwdgrad import ActivityPerturbation
 from fwdgrad.estimators import sites
-from fwdgrad.estimators.parts import find_parts, piece_basis, pieces, sum_parts, weigh
+from fwdgrad.estimators.parts import find_parts, piece_basis, pieces, separating_masks, sum_parts, weigh
 
 X = samples.random(5, 6, 8)
 
@@ -100,6 +100,14 @@ def test_each_piece_of_the_noise_is_weighed_by_its_own_derivative() -> None:
 
 def test_values_that_are_not_finite_count_as_influence() -> None:
     nan = lambda directions: torch.full((len(directions), 2, 3), float("nan"))  # noqa: E731
-    assert find_parts(torch.Size((2, 3)), torch.Size((3,)), nan) == (1,)
-    assert find_parts(torch.Size((2, 3)), torch.Size((3,)), lambda directions: 2 * directions) == (3,)
-    assert find_parts(torch.Size((2, 4)), torch.Size((3,)), lambda directions: directions[:, :, :3]) == (1,)
+    assert find_parts(torch.Size((2, 3)), (3,), nan) == (1,)
+    assert find_parts(torch.Size((2, 3)), (3,), lambda directions: 2 * directions) == (3,)
+    assert find_parts(torch.Size((2, 4)), (3,), lambda directions: directions[:, :, :3]) == (1,)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 7, 16, 64])
+def test_some_direction_tells_any_two_pieces_apart(count: int) -> None:
+    masks = separating_masks(count)
+    apart = (masks.unsqueeze(2) & ~masks.unsqueeze(1)).any(0)
+    assert torch.equal(apart, ~torch.eye(count, dtype=torch.bool))
+    assert len(masks) <= 8

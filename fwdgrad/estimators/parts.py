@@ -7,6 +7,7 @@ parts at once, and the estimate of ``dL/dz`` has in each piece the variance of t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -62,16 +63,15 @@ def piece_basis(output: Tensor, parts: tuple[int, ...]) -> Tensor:
     return basis.reshape(width, 1, *output.shape[1:]).expand(width, *output.shape)
 
 
-def find_parts(shape: torch.Size, counts: torch.Size, derive: Callable[[Tensor], Tensor]) -> tuple[int, ...]:
+def find_parts(shape: torch.Size, counts: tuple[int, ...], derive: Callable[[Tensor], Tensor]) -> tuple[int, ...]:
     """Find out in which dimensions the pieces of an output have influence on their own part of the losses only.
 
-    Directions that are zero in the pieces whose index has a certain bit must leave the losses of these indices
-    unchanged: any two pieces differ in some bit, so one of the directions tells on a piece that has influence on
-    another.
+    A direction that is zero in some pieces must leave the losses of these indices unchanged. For any two pieces there
+    is a direction that is zero in the second alone, which tells whether the first has influence there.
 
     Args:
         shape: shape of the output, (B, d_1, ..., d_m).
-        counts: numbers of the parts of the losses, (p_1, ..., p_n).
+        counts: numbers of the parts of the losses, (p_1, ..., p_n); 1 for a dimension that need not be looked at.
         derive: the derivatives of the losses (K, B, p_1, ..., p_n) along directions (K, *shape).
 
     Returns:
@@ -81,18 +81,23 @@ def find_parts(shape: torch.Size, counts: torch.Size, derive: Callable[[Tensor],
     for i, count in enumerate(counts[: len(shape) - 1]):
         if count == 1 or shape[1 + i] % count:
             continue
-        masks = _bit_masks(count)
-        inner = shape[1 + i] // count
-        mask = masks.repeat_interleave(inner, 1).view(len(masks), *[1] * (1 + i), -1, *[1] * (len(shape) - 2 - i))
+        masks = separating_masks(count)
+        spread = masks.repeat_interleave(shape[1 + i] // count, 1)
         noise = KeyedGenerator(0, i, range(len(masks))).normal("parts", torch.empty(shape))
+        noise *= spread.view(len(masks), *[1] * (1 + i), -1, *[1] * (len(shape) - 2 - i))
         unmoved = ~masks.view(len(masks), *[1] * (1 + i), -1, *[1] * (len(counts) - 1 - i))
-        derivatives = derive(noise * mask).cpu()
-        if not (derivatives.ne(0) & unmoved).any():
+        if not (derive(noise).cpu().ne(0) & unmoved).any():
             found[i] = count
     return tuple(found)
 
 
-def _bit_masks(count: int) -> Tensor:
-    """Return, for each bit of the indices below count, which of them have it, and which do not: (2 * bits, count)."""
-    bits = torch.arange(count) >> torch.arange((count - 1).bit_length()).unsqueeze(1) & 1
-    return torch.cat([bits, 1 - bits]).bool()
+def separating_masks(count: int) -> Tensor:
+    """Return a few sets of indices below count, (sets, count), such that for any i and j one has i and not j.
+
+    Each index is in half of the sets, no two in the same ones: neither is then wherever the other is (Sperner 1928).
+    """
+    sets = next(m for m in itertools.count(1) if math.comb(m, m // 2) >= count)
+    masks = torch.zeros(sets, count, dtype=torch.bool)
+    for index, members in enumerate(itertools.islice(itertools.combinations(range(sets), sets // 2), count)):
+        masks[list(members), index] = True
+    return masks

@@ -117,7 +117,7 @@ def find_pieces(model: nn.Module, function: FunctionalModel, sites: list[Site], 
     """
     found = []
     for site in sites:
-        pieces = []
+        parts = tuple(losses.shape[1:])
         for draw in range(_PROBES):
             params = _random_params(function.params, draw)
 
@@ -128,8 +128,7 @@ def find_pieces(model: nn.Module, function: FunctionalModel, sites: list[Site], 
                 with at_sites(model, [site], act):
                     return perturbed(lambda: function(params))[1]
 
-            pieces.append(find_parts(site.shape, losses.shape[1:], derive))
-        parts = tuple(map(min, *pieces))
+            parts = find_parts(site.shape, parts, derive)
         found.append(replace(site, parts=parts, width=piece_size(site.shape, parts)))
     return found
 
