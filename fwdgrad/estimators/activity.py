@@ -54,9 +54,9 @@ class ActivityPerturbation:
     and parameters outside of such layers get shared ones; ``plan`` says which.
 
     Args:
-        num_directions: K of the layer whose directions cost most: the first. With the cost c of a direction, in
+        num_directions: K of the layer whose directions cost most, mostly the first. With the cost c of a direction, in
             products and passes through memory from its layer to the loss, the noise of all layers is least for a given
-            time at K proportional to ``1 / sqrt(c)``; so later layers get more, up to 8 times as many. The last layer
+            time at K proportional to ``1 / sqrt(c)``; so other layers get more, up to 8 times as many. The last layer
             gets its exact gradient.
         allocation: ``cost``, as above, or ``equal``: K directions for every layer.
         exact_output: differentiate the last layer exactly, if it has at most 256 outputs for one example.
@@ -198,24 +198,34 @@ class ActivityPerturbation:
 
     def _allocate(self, model: nn.Module, sites: list[Site]) -> list[Site]:
         """Choose for each site what is perturbed, and its number of directions."""
-        # A direction is made as large as the output it starts from, and passes through all layers behind.
+        in_weights = [self._in_weights(model.get_submodule(site.layer), site) for site in sites]
+        # A direction is made as large as the output it starts from, and passes through all layers behind; one in
+        # weights adds as many numbers to the gradient.
         passed = list(accumulate((site.cost for site in reversed(sites)), initial=0))[-2::-1]
-        costs = [site.width * MEMORY + cost for site, cost in zip(sites, passed, strict=True)]
+        costs = [
+            site.width * MEMORY + cost + (weights and _weights(model.get_submodule(site.layer)))
+            for site, cost, weights in zip(sites, passed, in_weights, strict=True)
+        ]
         chosen = []
-        for i, (site, cost) in enumerate(zip(sites, costs, strict=True)):
-            layer = model.get_submodule(site.layer)
-            count = self.num_directions
-            if i == len(sites) - 1 and self.exact_output and site.width <= _EXACT_OUTPUT_WIDTH:
+        for site, cost, weights in zip(sites, costs, in_weights, strict=True):
+            last = site is sites[-1]
+            if last and self.exact_output and site.width <= _EXACT_OUTPUT_WIDTH:
                 chosen.append(replace(site, space="activity", count=site.width))
                 continue
-            if self.allocation == "cost" and i < len(sites) - 1:
-                count = round(count * min(math.sqrt(costs[0] / cost), _MOST_DIRECTIONS))
-            weights = sum(param.numel() for param in layer.parameters(recurse=False))
-            plain_product = type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-            smaller = self.space == "auto" and count < site.width and weights < site.width
-            in_weights = plain_product and (self.space == "weight" or smaller)
-            chosen.append(replace(site, space="weight" if in_weights else "activity", count=count))
+            more = min(math.sqrt(max(costs) / cost), _MOST_DIRECTIONS) if self.allocation == "cost" else 1.0
+            space = "weight" if weights else "activity"
+            chosen.append(replace(site, space=space, count=max(round(self.num_directions * more), 1)))
         return chosen
+
+    def _in_weights(self, layer: nn.Module, site: Site) -> bool:
+        """Say whether a site is perturbed in its weights rather than its output."""
+        if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) or self.space == "activity":
+            return False
+        return self.space == "weight" or (_weights(layer) < site.width and self.num_directions < site.width)
+
+
+def _weights(layer: nn.Module) -> int:
+    return sum(param.numel() for param in layer.parameters(recurse=False))
 
 
 def _accumulate(param: nn.Parameter, gradient: Tensor) -> None:
