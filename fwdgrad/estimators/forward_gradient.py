@@ -152,7 +152,10 @@ class ForwardGradient:
                 derivatives = derivatives - dots(tangents, guess).to(derivatives)
             residuals.append(derivatives)
             if self.aggregation == "mean":
-                coefficients = self.safeguard.apply(derivatives) / (self.num_directions * derivatives.shape[1:].numel())
+                coefficients = self.safeguard.apply(derivatives)
+                count = self.num_directions * derivatives.shape[1:].numel()
+                if count != 1:
+                    coefficients = coefficients / count
                 yield tangents, coefficients
                 if variate is not None:
                     variate.observe(tangents, coefficients)
