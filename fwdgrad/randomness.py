@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 
+_FEW = 256  # bytes
+
+
 class KeyedGenerator:
     """Draw the random numbers of a few directions of one step.
 
@@ -76,15 +79,13 @@ class KeyedGenerator:
         Eight signs come from one random byte, which selects them from a table; a hash function makes the bytes.
         """
         sizes = {name: -(-count // 8) for name, count in counts.items()}
-        raw = b"".join(self._bytes(name, index, size) for index in self.indices for name, size in sizes.items())
-        random = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
-        signs = torch.embedding(_sign_table(dtype, device), random.to(device).int())
-        rows = signs.view(len(self.indices), 8 * sum(sizes.values()))
-        parts = rows.split_with_sizes([8 * size for size in sizes.values()], 1)
-        return {
-            name: part if count % 8 == 0 else part[:, :count]
-            for part, (name, count) in zip(parts, counts.items(), strict=True)
-        }
+        raw = b"".join([self._bytes(name, index, size) for index in self.indices for name, size in sizes.items()])
+        rows = _expand(raw, dtype, device).view(len(self.indices), 8 * sum(sizes.values()))
+        signs, start = {}, 0
+        for name, count in counts.items():
+            signs[name] = rows.narrow(1, start, count)
+            start += 8 * sizes[name]
+        return signs
 
 
 def global_random_state(tensors: Iterable[Tensor]) -> Callable[[], None]:
@@ -101,8 +102,26 @@ def global_random_state(tensors: Iterable[Tensor]) -> Callable[[], None]:
     return restore
 
 
+def _expand(raw: bytes, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the eight signs that each byte stands for, in one dimension."""
+    if not raw:
+        return torch.empty(0, dtype=dtype, device=device)
+    if len(raw) <= _FEW:  # looking them up in Python is quicker than to start the operations below
+        table = _sign_bytes(dtype)
+        signs = torch.frombuffer(bytearray(b"".join([table[byte] for byte in raw])), dtype=dtype)
+        return signs if device.type == "cpu" else signs.to(device)
+    random = torch.frombuffer(bytearray(raw), dtype=torch.uint8).to(device)
+    return torch.embedding(_sign_table(dtype, device), random.int()).view(-1)
+
+
 @lru_cache(maxsize=16)
 def _sign_table(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the eight signs that each byte stands for, shape (256, 8)."""
     bits = torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1
     return (1 - 2 * bits).to(dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=16)
+def _sign_bytes(dtype: torch.dtype) -> list[bytes]:
+    """Return the same table as each row's bytes in memory."""
+    return [bytes(row.view(torch.uint8).tolist()) for row in _sign_table(dtype, torch.device("cpu"))]
