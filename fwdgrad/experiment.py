@@ -23,7 +23,9 @@ from fwdgrad.data import Batches, Dataset, load_dataset
 from fwdgrad.diagnosis import Report, check_model
 from fwdgrad.estimators import Estimator
 from fwdgrad.training import Tracker, Trainer, list_checkpoints, load_checkpoint
+from fwdgrad.training.auto_rate import AUTO, measure_learning_rate
 from fwdgrad.training.device import check_precision, peak_memory_bytes, resolve_device
+from fwdgrad.training.loop import Context, make_closure
 
 log = logging.getLogger("fwdgrad")
 
@@ -123,14 +125,18 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         batches = Batches(dataset.train, cfg.dataset.batch_size, seed=cfg.seed, drop_last=cfg.dataset.drop_last)
     max_steps = cfg.max_steps if cfg.max_steps is not None else cfg.epochs * batches.steps_per_epoch
     model = prepare_model(cfg, make_model(cfg, dataset), dataset).to(device)
+    with _section("resume"):
+        state = load_checkpoint(Path(cfg.resume), device) if cfg.resume else None
+    context = partial(torch.autocast, device.type, torch.bfloat16) if cfg.precision == "bfloat16" else nullcontext
+    if cfg.optimization.learning_rate == AUTO:
+        with _section("optimization"):
+            cfg = _with_measured_learning_rate(cfg, model, batches, context, state)
     with _section("optimizer"):
         optimizer = hydra.utils.instantiate(cfg.optimizer, params=_trainable(model))
     with _section("scheduler"):
         scheduler = _make_scheduler(cfg.scheduler, optimizer, max_steps)
     with _section("optimization"):
         estimator = make_estimator(cfg, optimizer)
-    with _section("resume"):
-        state = load_checkpoint(Path(cfg.resume), device) if cfg.resume else None
 
     trainer = Trainer(
         model=model,
@@ -143,7 +149,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         folder=folder,
         max_steps=max_steps,
         eval_batch_size=cfg.dataset.eval_batch_size,
-        context=partial(torch.autocast, device.type, torch.bfloat16) if cfg.precision == "bfloat16" else nullcontext,
+        context=context,
         clip_norm=cfg.optimization.clip_norm,
         log_every=cfg.log_every,
         checkpoint_every=cfg.checkpoint_every,
@@ -206,6 +212,23 @@ def make_estimator(cfg: DictConfig, optimizer: torch.optim.Optimizer | None = No
     return hydra.utils.instantiate(arguments, **injected)
 
 
+def _with_measured_learning_rate(
+    cfg: DictConfig, model: nn.Module, batches: Batches, context: Context, state: dict[str, Any] | None
+) -> DictConfig:
+    """Return the configuration with a number in the place of ``learning_rate=auto``; a resumed run keeps its number."""
+    cfg = cfg.copy()
+    if state is not None:
+        cfg.optimization.learning_rate = state["schedule"]["optimizer"]["lr"]
+        return cfg
+    cfg.optimization.learning_rate = 1.0  # any, to build the optimizer with
+    optimizer = hydra.utils.instantiate(cfg.optimizer, params=_trainable(model))
+    closure = partial(make_closure, context)
+    rate = measure_learning_rate(model.train(), make_estimator(cfg), optimizer, batches.epoch(0), closure)
+    log.info("optimization.learning_rate=auto: %.3g", rate)
+    cfg.optimization.learning_rate = rate
+    return cfg
+
+
 def check_config(cfg: DictConfig) -> None:
     """Raise ConfigError for a value out of range."""
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -227,10 +250,11 @@ def check_config(cfg: DictConfig) -> None:
     for key in LOOP_KEYS:
         value = optimization[key]
         optional = key != "learning_rate"
-        if optional and value is None:
+        if (optional and value is None) or (not optional and value == AUTO):
             continue
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise ConfigError(f"optimization.{key} must be a positive number, got {value!r}")
+            words = "" if optional else f", or {AUTO}"
+            raise ConfigError(f"optimization.{key} must be a positive number{words}, got {value!r}")
 
 
 @contextmanager

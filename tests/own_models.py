@@ -44,3 +44,15 @@ class Wrapped(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.layer(inputs)
+
+
+class Kink(nn.Module):
+    """A linear classifier with a parameter that leaves the loss as it is, at an infinite slope."""
+
+    def __init__(self, input_shape: list[int], num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes)
+        self.kink = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.linear(inputs.flatten(1)) + self.kink.abs().sqrt()

@@ -32,7 +32,7 @@ RUNS = [
         "model.groups=2",
     ),
     ("optimization=fwdgrad_fast", "optimization.control_variate=momentum", "optimization.clip_derivatives=1.5"),
-    ("optimization=multi_tangent", "optimization.num_directions=3", "optimization.clip_derivatives=3"),
+    ("optimization=multi_tangent", "optimization.clip_derivatives=3", "optimization.learning_rate=auto"),
     ("optimization=backprop", "optimizer.momentum=0.9", "model._target_=own_models.dropout_net"),
     ("optimization=backprop", "optimizer=adamw", "scheduler=cosine", "model._target_=own_models.batch_norm_net"),
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,24 @@ from fwdgrad.training.tracking import Tracker
 
 log = logging.getLogger("fwdgrad")
 
+Context: TypeAlias = Callable[[], AbstractContextManager[object]]
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number."""
+
+
+def make_closure(context: Context, inputs: Tensor, targets: Tensor) -> Callable[[nn.Module], Tensor]:
+    """Return the closure of a batch: the per-example losses of a classifier.
+
+    ``torch.compile`` traces it, so it holds nothing of the trainer.
+    """
+
+    def closure(model: nn.Module) -> Tensor:
+        with context():
+            return F.cross_entropy(model(inputs), targets, reduction="none")
+
+    return closure
 
 
 @dataclass
@@ -52,7 +67,7 @@ class Trainer:
     folder: Path
     max_steps: int
     eval_batch_size: int
-    context: Callable[[], AbstractContextManager[object]]
+    context: Context
     """Entered around every forward pass: autocast, or nothing."""
     clip_norm: float | None = None
     log_every: int = 10
@@ -157,14 +172,8 @@ class Trainer:
         return {"method": type(self.estimator).__name__, "optimizer": type(self.optimizer).__name__}
 
     def _train_step(self, inputs: Tensor, targets: Tensor, progress: Progress) -> None:
-        context = self.context  # torch.compile traces the closure, and must find nothing of the trainer in it
-
-        def closure(model: nn.Module) -> Tensor:
-            with context():
-                return F.cross_entropy(model(inputs), targets, reduction="none")
-
         self.optimizer.zero_grad()
-        loss = self.estimator(self.model, closure)
+        loss = self.estimator(self.model, make_closure(self.context, inputs, targets))
         norm = clip_gradients(self.optimizer, self.clip_norm) if self.clip_norm is not None else None
         # Parameters are changed only after this step's figures could be read off the estimate.
         log_now = (self.step + 1) % self.log_every == 0
@@ -193,6 +202,8 @@ class Trainer:
         if record is not None and record.directional_derivatives is not None:
             # The root mean square over the directions: its square estimates |gradient|^2.
             figures["grad/directional_derivative"] = record.directional_derivatives.square().mean().sqrt().item()
+        if record is not None and record.skipped > 0:
+            figures["grad/skipped"] = float(record.skipped)
         self.tracker.scalars(self.step, figures)
         progress.update(self.step, loss=loss)
         self._started = time.perf_counter()
