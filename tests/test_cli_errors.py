@@ -29,7 +29,7 @@ USAGE = [
     ("epochs=abc", "epochs=abc: Value 'abc' of type 'str' could not be converted to Integer"),
     ("dataset.batch_size=abc", "dataset.batch_size=abc: Value 'abc' of type 'str' could not be converted to Integer"),
     ("compile=maybe", "compile=maybe: Value 'maybe' is not a valid bool"),
-    ("optimization.learning_rate=abc", "optimization.learning_rate must be a positive number, got 'abc'"),
+    ("optimization.learning_rate=abc", "optimization.learning_rate must be a positive number, or auto, got 'abc'"),
     ("scheduler.rate=abc", "scheduler: rate must be a number that is not negative, got 'abc'"),
     # choices
     ("model=cov", "model=cov does not exist; choose one of conv, "),
@@ -48,8 +48,8 @@ USAGE = [
     ("model=resnet18 model.name=resnet19", "got 'resnet19'; did you mean 'resnet18'?"),
     # values
     ("optimization.num_directions=0", "num_directions must be a positive integer, got 0"),
-    ("optimization.learning_rate=-1", "optimization.learning_rate must be a positive number, got -1"),
-    ("optimization.learning_rate=null", "optimization.learning_rate must be a positive number, got None"),
+    ("optimization.learning_rate=-1", "optimization.learning_rate must be a positive number, or auto, got -1"),
+    ("optimization.learning_rate=null", "optimization.learning_rate must be a positive number, or auto, got None"),
     ("optimization.clip_norm=0", "optimization.clip_norm must be a positive number, got 0"),
     ("dataset.batch_size=0", "dataset.batch_size must be at least 1, got 0"),
     ("log_every=0", "log_every must be at least 1, got 0"),
