@@ -139,36 +139,49 @@ class WeightNoise:
         outer = min(count, rows)
         inner = max(min(count // outer, columns + biased), 1)
         self.count = outer * inner
-        a = generator.signs(f"{name}/left", batch * rows, x.dtype, x.device).view(batch, rows)
+        self._a = generator.signs(f"{name}/left", batch * rows, x.dtype, x.device).view(batch, rows)
         c = generator.signs(f"{name}/right", batch * columns, x.dtype, x.device).view(batch, columns)
         if isinstance(layer, nn.Linear) and x.dim() == 2:
-            a, c = a if active is None else a * active, c * (x != 0)
-        left = (a * _members(rows, outer, a)).repeat_interleave(inner, 0)
+            self._a, c = self._a if active is None else self._a * active, c * (x != 0)
+        self._rows = _members(rows, outer, c)
         members = _members(columns + biased, inner, c)
-        right = (c * members[..., :columns]).repeat(outer, 1, 1).unflatten(2, weight.shape[1:])
-        bias = left * members[..., columns:].repeat(outer, 1, 1)
-        self._tangents: dict[str, Tangent] = {"weight": PerExample(weight.shape, self.count, lambda _: (left, right))}
-        self._params = {"weight": weight}
-        if biased:
-            self._tangents["bias"] = PerExample(layer.bias.shape, self.count, lambda _: (bias, None))
-            self._params["bias"] = layer.bias
+        self._right = c * members[..., :columns]
+        self._bias = members[..., columns:].expand(inner, batch, biased)
         self._layer, self._input = layer, x
 
     def fill(self, tangents: Tensor) -> None:
         """Write what the directions do to the layer's output, (K, *output.shape)."""
-        layer, x = self._layer, self._input
+        layer, x, inner = self._layer, self._input, len(self._right)
+        # One product for each share of the columns; the shares of the rows only pick outputs from it.
+        left, right = self._a.expand(inner, *self._a.shape), self._right.unflatten(2, layer.weight.shape[1:])
+        directions: dict[str, Tangent] = {"weight": PerExample(layer.weight.shape, inner, lambda _: (left, right))}
+        params = {"weight": layer.weight}
+        if layer.bias is not None:
+            directions["bias"] = PerExample(layer.bias.shape, inner, lambda _: (left * self._bias, None))
+            params["bias"] = layer.bias
         product = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
-        pushed = pushforward(lambda p: product(x, p["weight"], p.get("bias")), self._params, self._tangents)
-        assert pushed is not None
-        tangents.copy_(pushed)
+        moved = pushforward(lambda p: product(x, p["weight"], p.get("bias")), params, directions)
+        assert moved is not None
+        axis = -1 if isinstance(layer, nn.Linear) else 2
+        shares = self._rows.view(len(self._rows), *_along(axis, moved))
+        torch.mul(moved, shares, out=tangents.view(len(shares), *moved.shape))
 
     def gradients(self, layer: nn.Module, x: Tensor, derivatives: Tensor) -> dict[str, Tensor]:
         """Return the estimates of the sums over examples of the gradients by the layer's parameters."""
-        gradients = {}
-        for name, tangent in self._tangents.items():
-            gradients[name] = torch.zeros_like(self._params[name], requires_grad=False)
-            tangent.add_to_(gradients[name], sum_parts(derivatives, 2))
+        s = sum_parts(derivatives, 2).view(len(self._rows), len(self._right), -1)
+        rows = torch.einsum("klb,kr->lbr", s, self._rows.squeeze(1).to(s.dtype)) * self._a.to(s.dtype)
+        weight = rows.flatten(0, 1).T @ self._right.to(s.dtype).flatten(0, 1)
+        gradients = {"weight": weight.view(self._layer.weight.shape)}
+        if self._layer.bias is not None:
+            gradients["bias"] = (rows * self._bias.to(s.dtype)).sum((0, 1))
         return gradients
+
+
+def _along(axis: int, tensor: Tensor) -> list[int]:
+    """Return the shape that broadcasts a vector along one axis of a tensor."""
+    shape = [1] * tensor.dim()
+    shape[axis] = tensor.shape[axis]
+    return shape
 
 
 def _members(size: int, shares: int, like: Tensor) -> Tensor:
