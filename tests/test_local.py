@@ -225,6 +225,16 @@ def test_the_state_before_the_first_step_and_after_another_model() -> None:
     assert_same(*state["gradients"], tolerance=0.0)
 
 
+def test_a_head_may_be_exchanged_between_steps() -> None:
+    model = samples.seeded(MODELS["mlp"])
+    estimator = LocalLosses(Backprop)
+    estimator(model, closure)
+    model.heads[0] = samples.seeded(lambda: nn.Sequential(nn.Flatten(), PartedLinear(16, 3, 1)), seed=5)
+    model.zero_grad()
+    estimator(model, closure)
+    assert_same(gradients(model), exact_local_gradients(model))
+
+
 def test_buffers_of_blocks_and_heads_end_as_after_one_pass() -> None:
     class Counter(nn.Module):
         def __init__(self) -> None:

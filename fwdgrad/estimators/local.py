@@ -60,7 +60,7 @@ class LocalLosses:
         self._views: list[_BlockView] = []
         self._estimators: list[Estimator] = []
         self._states: list[dict[str, Any]] = []
-        self._model: LocalBlocks | None = None
+        self._modules: list[nn.Module] = []
         self.last: StepRecord | None = None
 
     def __call__(self, model: nn.Module, closure: Closure) -> Tensor:
@@ -107,11 +107,12 @@ class LocalLosses:
         return {"blocks": [estimator.state_dict() for estimator in self._estimators] or self._states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._states, self._model = state["blocks"], None
+        self._states, self._modules = state["blocks"], []
 
     def _prepare(self, model: LocalBlocks) -> None:
-        """Make an estimator for each block, unless the model is that of the step before; go on from its state."""
-        if self._model is model:
+        """Make an estimator for each block, unless they are those of the step before; go on from the state."""
+        modules = [*model.blocks, *model.heads]
+        if self._modules == modules:
             return
         states = self._states or [estimator.state_dict() for estimator in self._estimators]
         self._views = [_BlockView(i, *pair) for i, pair in enumerate(zip(model.blocks, model.heads, strict=True))]
@@ -119,7 +120,7 @@ class LocalLosses:
         if len(states) == len(self._estimators):
             for estimator, state in zip(self._estimators, states, strict=True):
                 estimator.load_state_dict(state)
-        self._model, self._states = model, []
+        self._modules, self._states = modules, []
 
 
 @dataclass(frozen=True)
