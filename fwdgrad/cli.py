@@ -37,7 +37,7 @@ def register_schema(name: str, node: type) -> None:
     ConfigStore.instance().store(name, node)
 
 
-def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
+def hydra_main(config_name: str, resumable: bool = True) -> Callable[[Task], Callable[[], None]]:
     """Turn ``task(cfg, folder) -> objective`` into a command.
 
     A wrong key, choice or value ends in one line on the standard error and exit code 2; a task that fails leaves
@@ -47,6 +47,7 @@ def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
 
     Args:
         config_name: the file in ``configs/`` without its ending.
+        resumable: whether the task can go on with a run.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -55,7 +56,7 @@ def hydra_main(config_name: str) -> Callable[[Task], Callable[[], None]]:
             full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
             try:
                 with _quiet():
-                    _run(task, config_name)
+                    _run(task, config_name, resumable)
             except KeyboardInterrupt as interrupt:
                 print("; ".join(["interrupted", *getattr(interrupt, "__notes__", [])]), file=sys.stderr)
                 sys.exit(130)
@@ -76,10 +77,12 @@ class JobsFailedError(RuntimeError):
     """One or more jobs of a sweep failed."""
 
 
-def _run(task: Task, config_name: str) -> None:
+def _run(task: Task, config_name: str, resumable: bool) -> None:
     """Run the task as the command line says; raise what went wrong."""
     cli_errors.check_flags(sys.argv[1:])
     resumption = find_resumption(sys.argv[1:])
+    if resumption is not None and not resumable:
+        raise experiment.ConfigError("resume has no meaning here; name the dataset, the model and the method")
     if resumption is not None:
         sys.argv = [sys.argv[0], *resumption.arguments]
     errors: list[Exception] = []

@@ -44,6 +44,8 @@ class TrainConfig:
     compile: bool = False
     log_every: int = 10
     checkpoint_every: int | None = None
+    diagnose_every: int | None = None
+    diagnose_samples: int = 32
     progress: bool | None = None
     name: str = MISSING
     resume: str | None = None

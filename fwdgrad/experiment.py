@@ -21,6 +21,7 @@ from torch import nn
 
 from fwdgrad.data import Batches, Dataset, load_dataset
 from fwdgrad.diagnosis import Report, check_model
+from fwdgrad.diagnostics import Diagnosis, draw
 from fwdgrad.estimators import Estimator
 from fwdgrad.training import Tracker, Trainer, list_checkpoints, load_checkpoint
 from fwdgrad.training.auto_rate import AUTO, measure_learning_rate
@@ -109,6 +110,14 @@ def check(cfg: DictConfig, methods: Mapping[str, DictConfig]) -> Report:
         )
 
 
+def diagnose(cfg: DictConfig, folder: Path) -> Diagnosis:
+    """Measure the configured method on the model as it starts, on the first batch; leave a picture in the folder."""
+    trainer = make_trainer(cfg, folder)
+    diagnosis = trainer.diagnose(*next(trainer.batches.epoch(0)))
+    draw(diagnosis, cfg.name, folder / "diagnosis.png")
+    return diagnosis
+
+
 def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     """Build everything a run consists of, restored from the last checkpoint if ``cfg.resume`` names a run.
 
@@ -153,6 +162,8 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         clip_norm=cfg.optimization.clip_norm,
         log_every=cfg.log_every,
         checkpoint_every=cfg.checkpoint_every,
+        diagnose_every=cfg.diagnose_every,
+        diagnose_samples=cfg.diagnose_samples,
         show_progress=cfg.progress,
         schedule=_schedule(cfg, max_steps),
     )
@@ -240,11 +251,17 @@ def check_config(cfg: DictConfig) -> None:
         ("", "max_steps", cfg.max_steps, 0),
         ("", "log_every", cfg.log_every, 1),
         ("", "checkpoint_every", cfg.checkpoint_every, 1),
+        ("", "diagnose_every", cfg.diagnose_every, 1),
+        ("", "diagnose_samples", cfg.diagnose_samples, 2),
         ("dataset.", "batch_size", cfg.dataset.batch_size, 1),
         ("dataset.", "eval_batch_size", cfg.dataset.eval_batch_size, 1),
     ):
         if value is not None and value < minimum:
             raise ConfigError(f"{section}{key} must be at least {minimum}, got {value}")
+    if cfg.diagnose_every is not None and cfg.compile:
+        raise ConfigError(
+            "diagnose_every works on copies of the model, which compile=true does not serve; leave one out"
+        )
     if cfg.epochs is None and cfg.max_steps is None:
         raise ConfigError("epochs or max_steps must be set, both are null")
     for key in LOOP_KEYS:

@@ -14,7 +14,8 @@ from torch import nn
 from torch.autograd import grad as imported_by_name
 from torch.func import vjp as vjp_imported_by_name
 
-from fwdgrad import Backprop, forward_gradient
+from fwdgrad import Backprop, ForwardGradient, forward_gradient
+from fwdgrad.diagnostics import diagnose
 from fwdgrad.engines import ENGINES
 from fwdgrad.optim import FactoredSGD
 
@@ -109,6 +110,7 @@ OFFENDERS: dict[str, tuple[Callable[[], object], str]] = {
         "called the C\\+\\+ engine",
     ),
     "Backprop": (lambda: Backprop()(*samples.mlp()), "called Tensor.backward"),
+    "diagnostics": (lambda: diagnose(*samples.mlp(), ForwardGradient()), "called torch.autograd.grad"),
     "swallows the refusal": (swallow(lambda: torch.func.grad(loss)(WEIGHT)), "called torch.func.grad"),
 }
 

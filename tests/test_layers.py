@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"dual"},
     {"directions", "engines", "functional", "optim", "models", "data", "objectives"},
     {"estimators"},
-    {"fit"},
+    {"fit", "diagnostics"},
     {"diagnosis"},
     {"fwdgrad"},
     {"training", "global_optimization", "integrations"},

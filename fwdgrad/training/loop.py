@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fwdgrad.data import Batches, Dataset
+from fwdgrad.diagnostics import Diagnosis, NoGradientError, diagnose
 from fwdgrad.estimators import Estimator
 from fwdgrad.training.checkpoint import check_same_kinds, check_same_model, list_checkpoints, save_checkpoint
 from fwdgrad.training.evaluation import Score, evaluate
@@ -73,6 +74,9 @@ class Trainer:
     log_every: int = 10
     checkpoint_every: int | None = None
     """In steps; besides, a checkpoint is written after every evaluation."""
+    diagnose_every: int | None = None
+    """In steps: measure the estimates against the exact gradient, which leaves the run as it is."""
+    diagnose_samples: int = 32
     show_progress: bool | None = None
     schedule: dict[str, Any] = field(default_factory=dict)
     """The settings of the optimizer and the scheduler; a run resumed with others uses those from its first step on."""
@@ -113,6 +117,11 @@ class Trainer:
         finally:
             progress.close()
         return validation or self.evaluate("validation")
+
+    def diagnose(self, inputs: Tensor, targets: Tensor) -> Diagnosis:
+        """Measure the next estimates of a batch's gradient against the exact gradient."""
+        closure = make_closure(self.context, inputs, targets)
+        return diagnose(self.model, closure, self.estimator, self.diagnose_samples)
 
     def evaluate(self, split: str) -> Score:
         """Score the model on the ``train``, ``validation`` or ``test`` split."""
@@ -173,6 +182,8 @@ class Trainer:
 
     def _train_step(self, inputs: Tensor, targets: Tensor, progress: Progress) -> None:
         self.optimizer.zero_grad()
+        if self.diagnose_every is not None and (self.step + 1) % self.diagnose_every == 0:
+            self._log_diagnosis(inputs, targets)
         loss = self.estimator(self.model, make_closure(self.context, inputs, targets))
         norm = clip_gradients(self.optimizer, self.clip_norm) if self.clip_norm is not None else None
         # Parameters are changed only after this step's figures could be read off the estimate.
@@ -206,6 +217,14 @@ class Trainer:
             figures["grad/skipped"] = float(record.skipped)
         self.tracker.scalars(self.step, figures)
         progress.update(self.step, loss=loss)
+        self._started = time.perf_counter()
+
+    def _log_diagnosis(self, inputs: Tensor, targets: Tensor) -> None:
+        self._stop_clock()
+        try:
+            self.tracker.scalars(self.step + 1, self.diagnose(inputs, targets).scalars())
+        except NoGradientError as error:
+            log.warning("no diagnosis at step %d: %s", self.step + 1, error)
         self._started = time.perf_counter()
 
     def _end_epoch(self, progress: Progress) -> Score:
