@@ -100,6 +100,19 @@ def test_the_estimate_is_that_of_stored_directions(make: Callable[..., Any], dir
     assert_same(results[0], results[1], TOLERANCE[engine])
 
 
+@pytest.mark.parametrize("options", [{"aggregation": "projection"}, {"control_variate": "momentum"}], ids=str)
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_replay_goes_with_every_way_to_combine_directions(options: dict[str, Any], chunk_size: int | None) -> None:
+    results = []
+    for replay in (True, False):
+        model, closure = samples.mlp()
+        estimator = ForwardGradient("normal", 3, "dual", chunk_size, replay=replay, **options)
+        for _ in range(2):
+            estimator(model, closure)
+        results.append(gradients(model))
+    assert_same(results[0], results[1])
+
+
 def test_another_direction_gives_another_estimate() -> None:
     model, closure = samples.mlp()
     ForwardGradient("normal", 2, "finite_difference", replay=True, seed=1)(model, closure)

@@ -184,7 +184,9 @@ def _parts(exact: Vector) -> list[Part]:
 def _expected_variance(probe: Estimator, records: Iterable[StepRecord | None], part: Part, whole: Part) -> float | None:
     if isinstance(probe, Backprop):
         return 0.0
-    if not isinstance(probe, ForwardGradient):
+    if not isinstance(probe, ForwardGradient) or probe.aggregation != "mean":
+        return None
+    if probe.control_variate is not None or probe.safeguard.clip is not None:
         return None
     count, square = whole.count, whole.square
     if not isinstance(probe.direction, PerExample):

@@ -40,7 +40,9 @@ class ZerothOrder(ForwardGradient):
         seed: seed of the directions.
         optimizer: a ``FactoredSGD`` applies the estimate in place, drawing the directions again; for any other it is
             accumulated into ``p.grad``.
-        reduce: as in :class:`ForwardGradient`.
+        reduce: as in :class:`ForwardGradient`, like the next two.
+        clip_derivatives: clip differences at so many running medians.
+        patience: after how many steps in a row with a difference that is not finite to stop.
 
     Raises:
         ValueError: if a word is not known, a number is not positive, or the direction cannot be replayed.
@@ -59,6 +61,18 @@ class ZerothOrder(ForwardGradient):
         seed: int = 0,
         optimizer: torch.optim.Optimizer | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        clip_derivatives: float | None = None,
+        patience: int = 10,
     ) -> None:
         engine = FiniteDifference(step_size, antithetic, exact_value=False)
-        super().__init__(direction, num_directions, engine, seed=seed, optimizer=optimizer, replay=True, reduce=reduce)
+        super().__init__(
+            direction,
+            num_directions,
+            engine,
+            seed=seed,
+            optimizer=optimizer,
+            replay=True,
+            reduce=reduce,
+            clip_derivatives=clip_derivatives,
+            patience=patience,
+        )
