@@ -33,6 +33,8 @@ class Method:
     tolerance: float = 1e-10
     """Relative error of one derivative in float64."""
     uses_autograd: bool = False
+    exact: bool = False
+    """The gradient itself, the same at each call."""
     per_example: bool = False
     """Every example of the batch has its own direction, so that none may depend on another."""
 
@@ -61,8 +63,10 @@ SECOND_MOMENTS = {
 DIFFERENCES = {"samples": 256, "tolerance": 1e-6}
 
 
-def _backprop(num_directions: int = 1, chunk_size: int | None = None, seed: int = 0) -> Estimator:
-    return Backprop()
+def _backprop(
+    num_directions: int = 1, chunk_size: int | None = None, seed: int = 0, engine: str = "autograd"
+) -> Estimator:
+    return Backprop(engine)
 
 
 def _activity(num_directions: int = 1, chunk_size: int | None = None, seed: int = 0, space: str = "auto") -> Estimator:
@@ -127,7 +131,10 @@ def _forward_gradient(direction: str, engine: str, replay: bool = False) -> Meth
 
 
 METHODS: dict[str, Method] = {
-    "backprop": Method(_backprop, lambda g: g.mean(0).square().sum(), samples=1, uses_autograd=True),
+    "backprop": Method(_backprop, lambda g: g.mean(0).square().sum(), samples=1, uses_autograd=True, exact=True),
+    "backprop-tape": Method(
+        partial(_backprop, engine="tape"), lambda g: g.mean(0).square().sum(), samples=1, exact=True
+    ),
     # Signs on n outputs of each example instead of P weights: the second moment has n in the place of P.
     "activity": Method(_activity, per_example_second_moment, samples=1024, steps=1024, per_example=True),
     "activity-everywhere": Method(

@@ -72,7 +72,10 @@ USAGE = [
     ("optimization=local optimization.prepare=nowhere.cut", "model: Error loading 'nowhere.cut'"),
     # combinations
     ("compile=true engine=dual", "compile=True needs engine='func', got engine='dual'"),
-    ("engine=dual optimization=backprop", "engine=dual has no meaning for Backprop; leave engine out"),
+    ("engine=dual optimization=backprop", "engine must be one of ('autograd', 'tape'), got 'dual'"),
+    ("engine=dual optimization=activity", "engine=dual has no meaning for ActivityPerturbation; leave engine out"),
+    ("engine=tape optimization=backprop compile=true", "engine='tape' cannot be compiled; use engine='autograd'"),
+    ("engine=tape", "engine must be one of"),
     # data
     ("dataset=kmnist dataset.root=nowhere dataset.download=false", "dataset 'kmnist' is not in "),
     ("dataset=kmnist dataset.root=nowhere dataset.download=false", "or use dataset=digits"),

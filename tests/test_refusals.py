@@ -21,9 +21,10 @@ ESTIMATORS = [
     ForwardGradient(engine="finite_difference"),
     ForwardGradient(engine="dual"),
     Backprop(),
+    Backprop(engine="tape"),
 ]
 every_estimator = pytest.mark.parametrize(
-    "estimator", ESTIMATORS, ids=["func", "finite_difference", "dual", "backprop"]
+    "estimator", ESTIMATORS, ids=["func", "finite_difference", "dual", "backprop", "tape"]
 )
 
 LOSSES: dict[str, tuple[Callable[[nn.Module], Any], type[Exception], str]] = {

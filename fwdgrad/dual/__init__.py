@@ -13,6 +13,9 @@ from fwdgrad.dual.api import directional_derivatives, jvp
 from fwdgrad.dual.fallback import fallback_counts
 from fwdgrad.dual.perturb import bypasses, perturb, perturbed, pushforward
 from fwdgrad.dual.registry import rule
+from fwdgrad.dual.reverse import grad, value_and_grad, vjp
+from fwdgrad.dual.tape.linear_map import linear_map
+from fwdgrad.dual.tape.table import transpose
 from fwdgrad.dual.tensor import Dual, DualError, dual, tangent
 
 __all__ = [
@@ -22,10 +25,15 @@ __all__ = [
     "directional_derivatives",
     "dual",
     "fallback_counts",
+    "grad",
     "jvp",
+    "linear_map",
     "perturb",
     "perturbed",
     "pushforward",
     "rule",
     "tangent",
+    "transpose",
+    "value_and_grad",
+    "vjp",
 ]

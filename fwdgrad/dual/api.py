@@ -50,11 +50,7 @@ def jvp(
         _check_leaf(i, p, t)
     with evaluation(1, fallback):
         duals = [seed(p, t.detach().unsqueeze(0)) for p, t in zip(flat, flat_tangents, strict=True)]
-        result = func(*tree_unflatten(duals, spec))
-        if has_aux:
-            if not isinstance(result, tuple) or len(result) != 2:
-                raise ValueError(f"with has_aux=True, func must return (output, aux), got {type(result).__name__}")
-            result, aux = result
+        result, aux = split_aux(func(*tree_unflatten(duals, spec)), has_aux)
         outputs, out_spec = tree_flatten(result)
         for value in outputs:
             if not isinstance(value, Tensor):
@@ -123,17 +119,33 @@ def _tangent_of(x: Any) -> Tensor | None:
         return tangent(x)
 
 
-def _check_leaf(i: int, p: Any, t: Any) -> None:
-    if not isinstance(p, Tensor) or not isinstance(t, Tensor):
-        raise ValueError(f"primal and tangent {i} must be tensors, got {type(p).__name__} and {type(t).__name__}")
+def split_aux(result: Any, has_aux: bool) -> tuple[Any, Any]:
+    """Return what a function returned as ``(output, aux)``."""
+    if not has_aux:
+        return result, None
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(f"with has_aux=True, func must return (output, aux), got {type(result).__name__}")
+    return result
+
+
+def check_primal(i: int, p: Any) -> None:
+    """Raise unless an argument can be differentiated by."""
+    if not isinstance(p, Tensor):
+        raise ValueError(f"primal {i} must be a tensor, got {type(p).__name__}; close over it instead")
     if type(p) is Dual:
         raise RuntimeError("fwdgrad.dual does not nest: a jvp inside a jvp would mix their tangents")
+    if not (p.is_floating_point() or p.is_complex()):
+        raise ValueError(f"primal {i} must be floating point or complex, got {p.dtype}; close over it instead")
+
+
+def _check_leaf(i: int, p: Any, t: Any) -> None:
+    check_primal(i, p)
+    if not isinstance(t, Tensor):
+        raise ValueError(f"tangent {i} must be a tensor, got {type(t).__name__}")
     if p.shape != t.shape or p.dtype != t.dtype:
         raise ValueError(
             f"tangent {i} must have shape {tuple(p.shape)} and dtype {p.dtype}, got {tuple(t.shape)} and {t.dtype}"
         )
-    if not (p.is_floating_point() or p.is_complex()):
-        raise ValueError(f"primal {i} must be floating point or complex, got {p.dtype}; close over it instead")
 
 
 def _check_directions(params: Mapping[str, Tensor], tangents: Mapping[str, Tangent]) -> int:

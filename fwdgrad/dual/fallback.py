@@ -52,6 +52,10 @@ def make_fallback(function: Any, name: str) -> Callable[..., Any]:
         tangents = {i: t for i, leaf in enumerate(leaves) if (t := tangent(leaf)) is not None}
         if not tangents:
             return function(*args, **kwargs)
+        if current().taped:
+            raise DualError(
+                f"{name}: no rule, and reverse mode has none to fall back to; write one with @fwdgrad.dual.rule"
+            )
         _report(name)
         target = leaves[0] if writes else None
         count = next(iter(tangents.values())).shape[0]

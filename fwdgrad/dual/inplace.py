@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fwdgrad.dual.running import current
-from fwdgrad.dual.tensor import Dual, DualError, mirror, num_directions, tangent
+from fwdgrad.dual.tensor import Dual, DualError, dual, mirror, tangent, zero_tangents
 
 
 def own(x: Dual) -> Any:
@@ -25,7 +25,7 @@ def own(x: Dual) -> Any:
     if root is None and not x._viewed:
         t = x._tangent
         if t is None:
-            t = torch.zeros((num_directions(x, None), *x.shape), dtype=x.dtype, device=x.device)
+            t = zero_tangents(x)
         elif not isinstance(t, Tensor):
             t = tangent(x)
         elif x._shared or _overlaps(t):
@@ -114,6 +114,18 @@ def write(x: Any, value: Any, name: str, fresh: bool = False) -> Tensor:
     return x
 
 
+def unwritten(x: Any, target: Tensor) -> Any:
+    """Return x, or in reverse mode, if it shares the memory of ``target``, which is about to be written to, a copy.
+
+    The transpose may need the value that it has now.
+    """
+    if not current().taped or not isinstance(x, Tensor):
+        return x
+    if x.untyped_storage()._cdata != target.untyped_storage()._cdata:
+        return x
+    return dual(x.detach().clone(), tangent(x))
+
+
 def align_like(t: Tensor, target: Tensor) -> Tensor:
     """View tangents (K, *shape) so that they broadcast against a ``target`` of shape (K, ..., *shape)."""
     missing = target.dim() - t.dim()
@@ -125,7 +137,10 @@ def in_place(handler: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     @functools.wraps(handler)
     def write_result(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        result = handler(input, *args, **kwargs)
+        if current().taped:
+            result = handler(*[unwritten(x, input) for x in (input, *args)], **kwargs)
+        else:
+            result = handler(input, *args, **kwargs)
         if result is input:
             return input
         return write(input, result, name, fresh=True)

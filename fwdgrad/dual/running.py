@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fwdgrad.dual.tape.variable import zeros as tape_zeros
+
 FALLBACKS = ("warn", "error", "silent")
 
 _local = threading.local()
@@ -22,13 +24,15 @@ class Evaluation:
     Args:
         num_directions: K.
         fallback: what to do at an operation without a rule: "warn", "error" or "silent".
+        taped: whether tangents are recorded (``fwdgrad.dual.tape``) instead of computed.
     """
 
-    def __init__(self, num_directions: int, fallback: str = "warn") -> None:
+    def __init__(self, num_directions: int, fallback: str = "warn", taped: bool = False) -> None:
         if fallback not in FALLBACKS:
             raise ValueError(f"fallback must be one of {FALLBACKS}, got {fallback!r}")
         self.num_directions = num_directions
         self.fallback = fallback
+        self.taped = taped
         self.promoted: list[weakref.ref[Tensor]] = []
         self._grad_enabled = True
 
@@ -49,6 +53,15 @@ class Evaluation:
             tensor = reference()
             if tensor is not None:
                 _demote(tensor)
+
+    def zeros(self, x: Tensor, stride: tuple[int, ...] | None = None) -> Tensor:
+        """Return new tangents for a tensor that had none, of these strides if they matter."""
+        shape = (self.num_directions, *x.shape)
+        if self.taped:
+            return tape_zeros(shape, x.dtype, x.device, stride)
+        if stride is None:
+            return torch.zeros(shape, dtype=x.dtype, device=x.device)
+        return torch.empty_strided(shape, stride, dtype=x.dtype, device=x.device).zero_()
 
 
 evaluation = Evaluation

@@ -266,15 +266,11 @@ def mirror(root: Dual) -> None:
     """Give ``root`` a tangent of its own in the layout of its primal, which all its views then address."""
     old = tangent(root)
     extent = 1 + sum((n - 1) * s for n, s in zip(root.shape, root.stride(), strict=True))
-    new = torch.empty_strided(
-        (num_directions(root, old), *root.shape),
-        (max(extent, 1), *root.stride()),
-        dtype=root.dtype,
-        device=root.device,
-    )
+    stride = (max(extent, 1), *root.stride())
     if old is None:
-        new.zero_()
+        new = zero_tangents(root, stride)
     else:
+        new = old.new_empty_strided(old.shape, stride)
         new.copy_(old)
     root._tangent = new
     root._shared = False
@@ -282,8 +278,8 @@ def mirror(root: Dual) -> None:
     root._epoch += 1
 
 
-def num_directions(x: Dual, tangents: Tensor | None) -> int:
-    """Return K; a tensor without tangents of its own takes the K that the running evaluation has noted."""
+def zero_tangents(x: Tensor, stride: tuple[int, ...] | None = None) -> Tensor:
+    """Return new tangents for a tensor without; their K is that which the running evaluation has noted."""
     from fwdgrad.dual.running import current
 
-    return current().num_directions if tangents is None else tangents.shape[0]
+    return current().zeros(x, stride)

@@ -7,27 +7,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fwdgrad.dual.reverse import Tape
 from fwdgrad.estimators.base import StepRecord
-from fwdgrad.functional import Closure, check_loss, check_trainable
+from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_loss, check_trainable
+
+ENGINES = ("autograd", "tape")
 
 
 class Backprop:
-    """Compute the exact gradient with PyTorch's autograd; the only estimator that may.
+    """Compute the exact gradient by reverse mode.
 
     Args:
-        compile: run the forward and the backward pass through ``torch.compile(fullgraph=True)``.
+        engine: "autograd", PyTorch's, which no other estimator uses; or "tape", which transposes the tangents of
+            ``fwdgrad.dual`` and creates no autograd node.
+        compile: run the forward and the backward pass of autograd through ``torch.compile(fullgraph=True)``.
 
-    Raises, when called:
-        ValueError: if the model has no trainable parameter, or the loss has more than one dimension.
+    Raises:
+        ValueError: if the engine is unknown, or "tape" is to be compiled; when called: if the model has no trainable
+            parameter, or the loss has more than one dimension.
     """
 
-    def __init__(self, compile: bool = False) -> None:
+    def __init__(self, engine: str = "autograd", compile: bool = False) -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine must be one of {ENGINES}, got {engine!r}")
+        if compile and engine == "tape":
+            raise ValueError("engine='tape' cannot be compiled; use engine='autograd', or compile=False")
+        self.engine = engine
+        self._bound: BoundModel | None = None
         options: dict[str, Any] = {"fallback_random": True}
         self._losses = torch.compile(_losses, fullgraph=True, options=options) if compile else _losses
         self.last: StepRecord | None = None
 
     def __call__(self, model: nn.Module, closure: Closure) -> Tensor:
         """Return the detached loss ``closure(model)`` and accumulate its gradient into ``p.grad``."""
+        if self.engine == "tape":
+            return self._by_tape(model, closure)
         check_trainable(model)
         losses = self._losses(model, closure)
         loss = losses.mean()
@@ -35,11 +49,35 @@ class Backprop:
         self.last = StepRecord(losses.detach())
         return loss.detach()
 
+    def _by_tape(self, model: nn.Module, closure: Closure) -> Tensor:
+        fn = FunctionalModel(model, closure, self._bound)
+        self._bound = fn.bound
+        names = list(fn.params)
+        tape = Tape(lambda duals: fn(dict(zip(names, duals, strict=True))), list(fn.params.values()))
+        losses = tape.outputs[0]
+        gradients = tape.pull_back([torch.full_like(losses, 1 / losses.numel())])
+        for name, gradient in zip(names, gradients, strict=True):
+            if gradient is not None:
+                _accumulate(fn.parameters[name], gradient)
+        fn.write_buffers(tape.aux)
+        self.last = StepRecord(losses)
+        return losses.mean()
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def _accumulate(param: Tensor, gradient: Tensor) -> None:
+    """Add to ``param.grad``; a first gradient becomes it, in memory of its own and the parameter's layout."""
+    with torch.no_grad():
+        if param.grad is None:
+            own = torch.empty_like(param)
+            param.grad = own.copy_(gradient)
+        else:
+            param.grad.add_(gradient)
 
 
 def _losses(model: nn.Module, closure: Closure) -> Tensor:

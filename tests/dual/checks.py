@@ -1,4 +1,4 @@
-"""Checks of a rule: against reverse mode, against central differences, K directions against single ones.
+"""Checks of a rule: against reverse mode, differences and its own transpose, K directions against single ones.
 
 ``check(fn, *inputs)`` takes float64 or complex128 tensors, all differentiated, and a function of them with one output
 or several; it raises AssertionError on the first disagreement. A rule that is wrong by 0.1 % must fail it.
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fwdgrad.dual.api import plain
+from fwdgrad.dual.reverse import Tape
 from fwdgrad.dual.running import evaluation
 from fwdgrad.dual.tensor import Dual, seed, tangent
 
@@ -46,6 +47,7 @@ def check(
     num_directions: int = 3,
     differences: bool = True,
     reverse: bool = True,
+    tape: bool = True,
     seed: int = 0,
     rtol: float = RTOL,
 ) -> None:
@@ -57,6 +59,7 @@ def check(
         num_directions: K of the batched run that is compared with K single ones.
         differences: whether to compare with central differences; not near a kink.
         reverse: whether to compare with ``torch.autograd``; not where it is wrong or missing.
+        tape: whether to pull a cotangent back through the recorded tangents; not where one is refused.
         seed: of the directions and of the output weights.
         rtol: tolerance against reverse mode, relative to the size of the terms.
     """
@@ -76,6 +79,8 @@ def check(
             _check_reverse(fn, inputs, [v[k] for v in vs], pushed, k, generator, rtol)
         if differences:
             _check_differences(fn, inputs, [v[k] for v in vs], pushed, k)
+    if tape:
+        _check_tape(fn, inputs, vs, outputs, pushed, generator, rtol)
     if len(inputs) > 1:  # each argument alone, the others plain: mixed dual and plain arguments, summed, give the whole
         _check_one_by_one(fn, inputs, vs, outputs, pushed)
 
@@ -126,6 +131,24 @@ def _check_reverse(
         forward = 0.0 if t is None else _inner(u, t[k])
         scale = max(1e-3, sum(float((g.abs() * w.abs()).sum()) for g, w in pairs))
         assert abs(forward - backward) <= rtol * scale, f"output {i}: <u, Jv> = {forward}, <J'u, v> = {backward}"
+
+
+def _check_tape(
+    fn: Any, inputs: Any, vs: Any, outputs: list[Any], pushed: list[Any], generator: torch.Generator, rtol: float
+) -> None:
+    recorded = Tape(lambda duals: ([y for y in tree_leaves(fn(*duals)) if isinstance(y, Tensor)], None), inputs)
+    us = [
+        _randn(tuple(y.shape), y, generator) if y.is_floating_point() or y.is_complex() else None
+        for y in recorded.outputs
+    ]
+    pulled = [(g, v) for g, v in zip(recorded.pull_back(us), vs, strict=True) if g is not None]
+    tensors = [t for t, y in zip(pushed, outputs, strict=True) if isinstance(y, Tensor)]
+    pairs = [(u, t) for u, t in zip(us, tensors, strict=True) if u is not None and t is not None]
+    for k in range(len(vs[0])):
+        forward = sum(_inner(u, t[k]) for u, t in pairs)
+        backward = sum(_inner(g, v[k]) for g, v in pulled)
+        scale = max(1e-3, sum(float((g.abs() * v[k].abs()).sum()) for g, v in pulled))
+        assert abs(forward - backward) <= rtol * scale, f"tape: <u, Jv> = {forward}, <J'u, v> = {backward}"
 
 
 def _check_differences(fn: Any, inputs: Any, v: list[Tensor], pushed: list[Any], k: int) -> None:

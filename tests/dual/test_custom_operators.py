@@ -1,13 +1,17 @@
 """Operators of other libraries, written in C++: without a rule they are refused, for their tangent would be lost."""
 
+import functools
+
 import pytest
 import torch
 from checks import check, directions
 from torchvision import ops
 
-from fwdgrad.dual import DualError
+from fwdgrad.dual import DualError, transpose, vjp
 from fwdgrad.dual.forms import per_direction
 from fwdgrad.dual.registry import rule
+from fwdgrad.dual.tape.table import TRANSPOSES
+from fwdgrad.dual.tape.variable import RECORDERS
 from fwdgrad.dual.tensor import RULES, dual, tangent
 
 X = torch.randn(1, 2, 6, 6, dtype=torch.float64)
@@ -74,7 +78,21 @@ def test_a_rule_may_be_given() -> None:
         return dual(operator(input, rois, *args), per_direction(lambda tk: operator(tk, rois, *args), t))
 
     try:
+        check(lambda x: ops.roi_align(x, BOXES, 2), X, tape=False)
+        with pytest.raises(
+            DualError, match=r"torchvision.roi_align.default: has no transpose.*enter one with fwdgrad.dual"
+        ):
+            vjp(lambda x: ops.roi_align(x, BOXES, 2), X)
+
+        @functools.partial(transpose, operator)
+        def pull(u, x, rois, scale, *size_and_rest):
+            height, width, sampling, aligned = size_and_rest
+            shape = (scale, height, width, *x.shape, sampling, aligned)
+            return torch.ops.torchvision._roi_align_backward(u, rois, *shape)
+
         check(lambda x: ops.roi_align(x, BOXES, 2), X)
     finally:
+        TRANSPOSES.pop(operator, None)
+        RECORDERS.pop(operator.default, None)
         RULES.clear()
         RULES.update(saved)

@@ -38,6 +38,23 @@ def test_directional_derivatives_are_those_of_reverse_mode(name: str, training: 
         torch.testing.assert_close(buffers, dict(reference.named_buffers()), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "training"), CASES, ids=IDS)
+def test_the_gradient_by_the_tape_is_that_of_autograd(name: str, training: bool) -> None:
+    results = []
+    for engine in ("autograd", "tape"):
+        model, closure = build(name, training)
+        torch.manual_seed(4)
+        before = torch._C._autograd._get_sequence_nr()
+        loss = fwdgrad.Backprop(engine)(model, closure)
+        assert (torch._C._autograd._get_sequence_nr() == before) is (engine == "tape")
+        results.append((loss, {n: p.grad for n, p in model.named_parameters()}, dict(model.named_buffers())))
+    (loss, gradients, buffers), (expected, by_autograd, expected_buffers) = results[1], results[0]
+    torch.testing.assert_close((loss, buffers), (expected, expected_buffers), rtol=1e-12, atol=1e-12)
+    for name, gradient in by_autograd.items():
+        scale = 0 if gradient is None else float(gradient.abs().max())
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-9, atol=1e-9 * scale + 1e-14)
+
+
 FUNC_CANNOT = {
     "char_gpt": "fused attention",
     "lstm": "gives padding_idx a derivative",

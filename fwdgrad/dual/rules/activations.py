@@ -29,7 +29,7 @@ def relu(input: Tensor) -> Tensor:
     t = tangent(input)
     if t is None:
         return torch.relu(input)
-    if input.dim() == 2 and (1 + t.shape[0]) * input.shape[0] <= _ROWS and t.dtype is input.dtype:
+    if input.dim() == 2 and (1 + t.shape[0]) * input.shape[0] <= _ROWS and t.dtype is input.dtype and type(t) is Tensor:
         return _joint_relu(input, t)
     y = torch.relu(input)
     return masked(y, t, input) if t.numel() >= _LARGE else dual(y, _relu_slope(t, y, 0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fwdgrad.dual.forms import align, attach
-from fwdgrad.dual.inplace import own_or_none, write
+from fwdgrad.dual.inplace import own_or_none, unwritten, write
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import tangent
 
@@ -105,11 +105,12 @@ def mul_(input: Tensor, other: Any) -> Tensor:
     """Scale tx in place, then add x ty."""
     ty = tangent(other)
     target = own_or_none(input, "Tensor.mul_", ty is not None)
+    kept, factor = unwritten(input, input), unwritten(other, input)
     if ty is None:
         if target is not None:
-            target.mul_(other)
+            target.mul_(factor)
     else:  # all of it before any is written: ty may lie in the same memory
-        target.copy_(torch.addcmul(target * other, align(ty, input.dim()), input))
+        target.copy_(torch.addcmul(target * factor, align(ty, input.dim()), kept))
     return Tensor.mul_(input, other)
 
 

@@ -70,7 +70,7 @@ def _scores(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, factor: 
         return None
     k = k * factor
     plain = q.shape[:-2] == k.shape[:-2] and all(t is None or t.dim() == q.dim() + 1 for t in (tq, tk))
-    if not plain or torch.is_autocast_enabled(q.device.type):
+    if not plain or type(tk if tq is None else tq) is not Tensor or torch.is_autocast_enabled(q.device.type):
         return total(None if tq is None else torch.matmul(tq, k.mT), None if tk is None else torch.matmul(q, tk.mT))
     # Direction by direction into one array: a matrix product of expanded tensors would copy them.
     rows, columns = q.shape[-2:], k.shape[-2:]

@@ -85,8 +85,8 @@ def _recursion(
         ways = torch.stack([alpha, _shifted(alpha, 1), _shifted(alpha, 2).masked_fill(~skips, -math.inf)])
         weights = _weights(ways)
         came = weights[0] * pushed
-        came[..., 1:] += (weights[1] * _shifted(pushed, 1))[..., 1:]
-        came[..., 2:] += (weights[2] * _shifted(pushed, 2))[..., 2:]
+        came[..., 1:] += (weights[1] * _shifted(pushed, 1, 0.0))[..., 1:]
+        came[..., 2:] += (weights[2] * _shifted(pushed, 2, 0.0))[..., 2:]
         running = (step < lengths).unsqueeze(1)
         alpha = torch.where(running, ways.logsumexp(0) + emitted[step], alpha)
         pushed = torch.where(running, came + moved[:, step], pushed)
@@ -98,9 +98,9 @@ def _recursion(
     return -finals.logsumexp(1), -(weights * pushed.gather(2, ends.expand(count, -1, -1))).sum(-1)
 
 
-def _shifted(x: Tensor, places: int) -> Tensor:
-    """Move the last dimension to the right; what comes in from the left is log 0."""
-    return torch.nn.functional.pad(x, (places, 0), value=-math.inf)[..., : x.shape[-1]]
+def _shifted(x: Tensor, places: int, value: float = -math.inf) -> Tensor:
+    """Move the last dimension to the right; what comes in from the left is log 0, or ``value``."""
+    return torch.nn.functional.pad(x, (places, 0), value=value)[..., : x.shape[-1]]
 
 
 def _weights(ways: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fwdgrad.dual.forms import linear, shift
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.rules.indexing import gathered
+from fwdgrad.dual.tape.linear_map import linear_map
 from fwdgrad.dual.tensor import dual, tangent
 
 linear(torch.cumsum, batched=lambda t, dim, dtype=None: torch.cumsum(t, shift(dim), dtype=dtype))
@@ -55,6 +56,14 @@ def logcumsumexp(input: Tensor, dim: int) -> Tensor:
 def _weighted(t: Tensor, x: Tensor, y: Tensor, dim: int) -> Tensor:
     """Return sum_{j <= i} t_j exp(x_j - y_i) for real numbers."""
     reference = y.masked_fill(y == -torch.inf, 0)
+
+    def pull(u: Tensor, x: Tensor, reference: Tensor) -> Tensor:  # the same sum from the other end
+        return _weighted_sum(u.flip(dim), -reference.unsqueeze(0).flip(dim), -x.unsqueeze(0).flip(dim), dim).flip(dim)
+
+    return linear_map(lambda t, x, reference: _weighted_sum(t, x, reference, dim), pull, t, y, x, reference)
+
+
+def _weighted_sum(t: Tensor, x: Tensor, reference: Tensor, dim: int) -> Tensor:
     terms = [torch.logcumsumexp(x + torch.log(part), dim) for part in (t.clamp(min=0), (-t).clamp(min=0))]
     return torch.exp(terms[0] - reference) - torch.exp(terms[1] - reference)
 

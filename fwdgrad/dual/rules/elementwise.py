@@ -121,7 +121,7 @@ def _angle(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
     if not x.is_complex():
         return torch.zeros_like(t)
     square = x.real * x.real + x.imag * x.imag
-    return torch.where(square == 0, torch.zeros_like(square), (x.conj() * t).imag / square)
+    return (x.conj() * t).imag / torch.where(square == 0, 1, square)
 
 
 def _sgn(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def _sgn(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
     if not x.is_complex():
         return torch.zeros_like(t)
     size = x.abs()
-    return torch.where(size == 0, torch.zeros_like(t), (t - y * (y.conj() * t).real) / size)
+    return (t - y * (y.conj() * t).real) * torch.where(size == 0, 0, 1 / size)
 
 
 pointwise(torch.abs, _abs)

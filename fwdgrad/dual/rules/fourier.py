@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fwdgrad.dual.fallback import make_fallback
-from fwdgrad.dual.forms import linear, multilinear, shift
+from fwdgrad.dual.forms import composite, linear, shift
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.tensor import dual, tangent
 
@@ -47,7 +47,37 @@ for _kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft"):
 _shifting(torch.fft.fftshift)
 _shifting(torch.fft.ifftshift)
 
-multilinear(getattr(torch._VF, "stft"), arguments=(0, 4))  # noqa: B009 - in signal and window
+
+@composite(getattr(torch._VF, "stft"))  # noqa: B009 - mypy does not know it
+def stft(
+    input: Tensor,
+    n_fft: int,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: Tensor | None = None,
+    normalized: bool = False,
+    onesided: bool | None = None,
+    return_complex: bool | None = None,
+    align_to_window: bool | None = None,
+) -> Tensor:
+    """Write the transforms of the frames of the signal, each times the window, which stands in its middle."""
+    width = n_fft if win_length is None else win_length
+    before = (n_fft - width) // 2
+    if align_to_window:
+        input = torch.constant_pad_nd(input, (before, before))
+    if window is None and width < n_fft:
+        window = torch.ones(width, dtype=input.dtype, device=input.device)
+    frames = input.unfold(-1, n_fft, n_fft // 4 if hop_length is None else hop_length)
+    if window is not None:
+        frames = frames * torch.constant_pad_nd(window, (before, n_fft - width - before))
+    norm = "ortho" if normalized else None
+    if onesided or (onesided is None and not frames.is_complex()):
+        out = torch.fft.rfft(frames, norm=norm)
+    else:
+        out = torch.fft.fft(frames, norm=norm)
+    return out.mT if return_complex or (return_complex is None and frames.is_complex()) else torch.view_as_real(out.mT)
+
+
 _with_window = make_fallback(torch.istft, "torch.istft")
 
 

@@ -43,7 +43,7 @@ def grid_sampler(
         t = torch.grid_sampler(tx.flatten(0, 1), points, interpolation_mode, padding_mode, align_corners)
         t = t.view(tx.shape[0], *y.shape)
     if tg is not None:
-        moved = torch.zeros((tg.shape[0], *y.shape), dtype=y.dtype, device=y.device)
+        moved = tg.new_zeros((tg.shape[0], *y.shape), dtype=y.dtype)
         if interpolation_mode != _NEAREST:
             slopes = _slopes(input, grid, interpolation_mode, padding_mode, align_corners)
             for d, slope in enumerate(slopes):

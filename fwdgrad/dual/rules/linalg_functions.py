@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fwdgrad.dual.forms import composite, linear, shift
 from fwdgrad.dual.rules.linalg_tools import dagger_part, linalg_rule, named
+from fwdgrad.dual.tape.linear_map import linear_map
 from fwdgrad.dual.tensor import dual, tangent
 
 linear(
@@ -31,12 +32,16 @@ def matrix_exp(A: Tensor) -> Tensor:
     t = tangent(A)
     if t is None:
         return Y
+    return dual(Y, linear_map(_push_exponential, lambda u, A: _push_exponential(u, A.mH), t, Y, A))
+
+
+def _push_exponential(t: Tensor, A: Tensor) -> Tensor:
     n = A.shape[-1]
     blocks = t.new_zeros((*t.shape[:-2], 2 * n, 2 * n))
     blocks[..., :n, :n] = A
     blocks[..., n:, n:] = A
     blocks[..., :n, n:] = t
-    return dual(Y, torch.linalg.matrix_exp(blocks)[..., :n, n:])
+    return torch.linalg.matrix_exp(blocks)[..., :n, n:]
 
 
 @composite(torch.linalg.matrix_power, torch.matrix_power)
@@ -59,8 +64,7 @@ def matrix_power(A: Tensor, n: int) -> Tensor:
 def _spectrum(values: Tensor, V: Tensor, t: Tensor) -> Tensor:
     """Return the X with X B + B X = t, for the Hermitian B = V diag(values) V^H; 0 between two values that are 0."""
     total = values.unsqueeze(-2) + values.unsqueeze(-1)
-    inner = (V.mH @ t @ V) / total
-    return V @ torch.where(total == 0, torch.zeros_like(inner), inner) @ V.mH
+    return V @ ((V.mH @ t @ V) * torch.where(total == 0, 0, 1 / total)) @ V.mH
 
 
 @linalg_rule(getattr(torch.linalg, "matrix_sqrth", None))

@@ -87,7 +87,7 @@ def geqrf(input: Tensor) -> Any:
         return out
     packed, tau = out
     t, Y = t.clone(), input.clone()
-    ttau = torch.zeros((t.shape[0], *tau.shape), dtype=tau.dtype, device=tau.device)
+    ttau = t.new_zeros((t.shape[0], *tau.shape))
     for i in range(tau.shape[-1]):
         factor, b = tau[..., i, None], packed[..., i, i, None]
         x, tx = Y[..., i:, i], t[..., i:, i]
@@ -97,14 +97,15 @@ def geqrf(input: Tensor) -> Any:
         first = tx[..., :1]
         some = factor != 0  # a column that is b e_1 already is left as it is
         ttau[..., i] = torch.where(some, ((1 - factor) * tb - first) / b, torch.zeros_like(first))[..., 0]
-        tv = torch.where(some, (tx - v * (first - tb)) / (x[..., :1] - b), torch.zeros_like(tx))
+        tv = torch.where(some, tx - v * (first - tb), 0) / torch.where(some, x[..., :1] - b, 1)
         tv[..., 0] = 0
         v, tv, factor = v.unsqueeze(-1), tv.unsqueeze(-1), factor.unsqueeze(-1).conj()
         rest, trest = Y[..., i:, i:], t[..., i:, i:]
         inner = v.mH @ rest
         change = ttau[..., i, None, None].conj() * inner + factor * (tv.mH @ rest + v.mH @ trest)
         trest -= v @ change + factor * (tv @ inner)
-        rest -= factor * (v @ inner)
+        Y = Y.clone()  # in reverse mode the one so far is needed yet
+        Y[..., i:, i:] -= factor * (v @ inner)
         t[..., i + 1 :, i] = tv[..., 1:, 0]
         Y[..., i + 1 :, i] = packed[..., i + 1 :, i]
     return named(out, a=t, tau=ttau)

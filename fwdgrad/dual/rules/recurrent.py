@@ -17,6 +17,7 @@ from fwdgrad.dual.forms import has_tangent, per_direction
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.rules.recurrent_cells import CELLS, Layer, Pair, affine, make_layer
 from fwdgrad.dual.running import current
+from fwdgrad.dual.tape.linear_map import linear_map
 from fwdgrad.dual.tensor import dual, tangent
 
 VF = torch._C._VariableFunctions
@@ -72,7 +73,11 @@ def _unbound(h: Tensor, count: int) -> list[Pair]:
 
 def _filled(t: Tensor | None, h: Tensor, count: int) -> Tensor:
     """Return t, or zeros."""
-    return torch.zeros((), dtype=h.dtype, device=h.device).expand(count, *h.shape) if t is None else t
+    if t is not None:
+        return t
+    if current().taped:
+        return current().zeros(h)
+    return torch.zeros((), dtype=h.dtype, device=h.device).expand(count, *h.shape)
 
 
 def _joined(pairs: Sequence[Pair]) -> Tensor:
@@ -181,4 +186,11 @@ def pad_packed_sequence(
     if t is None:
         return padded, lengths
     rest = (batch_sizes, batch_first, 0.0, total_length)
-    return dual(padded, per_direction(lambda tk: VF._pad_packed_sequence(tk, *rest)[0], t)), lengths
+
+    def push(t: Tensor) -> Tensor:
+        return per_direction(lambda tk: VF._pad_packed_sequence(tk, *rest)[0], t)
+
+    def pull(u: Tensor) -> Tensor:
+        return VF._pack_padded_sequence(u[0], lengths, batch_first)[0].unsqueeze(0)
+
+    return dual(padded, linear_map(push, pull, t, padded)), lengths
