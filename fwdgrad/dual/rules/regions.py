@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fwdgrad.dual.forms import per_direction
 from fwdgrad.dual.registry import operator_rule
+from fwdgrad.dual.tape.linear_map import linear_map
 from fwdgrad.dual.tensor import dual, tangent
 
 
@@ -19,7 +20,18 @@ from fwdgrad.dual.tensor import dual, tangent
 def roi_align(operator: Any, input: Tensor, rois: Tensor, *sizes: Any) -> Tensor:
     """Push the tangent as the map itself: each output is a fixed mean of interpolated entries."""
     y, t = operator(input, rois, *sizes), tangent(input)
-    return y if t is None else dual(y, per_direction(lambda tk: operator(tk, rois, *sizes), t))
+    if t is None:
+        return y
+    shape = input.shape
+
+    def push(t: Tensor, rois: Tensor) -> Tensor:
+        return per_direction(lambda tk: operator(tk, rois, *sizes), t)
+
+    def pull(u: Tensor, rois: Tensor) -> Tensor:
+        backward = torch.ops.torchvision._roi_align_backward
+        return backward(u[0], rois, *sizes[:3], *shape, *sizes[3:]).unsqueeze(0)
+
+    return dual(y, linear_map(push, pull, t, y, rois))
 
 
 @operator_rule("torchvision::ps_roi_align", "torchvision::ps_roi_pool")
@@ -28,7 +40,16 @@ def ps_roi(operator: Any, input: Tensor, rois: Tensor, *sizes: Any) -> Any:
     (y, channels), t = operator(input, rois, *sizes), tangent(input)
     if t is None:
         return y, channels
-    return dual(y, per_direction(lambda tk: operator(tk, rois, *sizes)[0], t)), channels
+    shape = input.shape
+
+    def push(t: Tensor, rois: Tensor, channels: Tensor) -> Tensor:
+        return per_direction(lambda tk: operator(tk, rois, *sizes)[0], t)
+
+    def pull(u: Tensor, rois: Tensor, channels: Tensor) -> Tensor:
+        backward = getattr(torch.ops.torchvision, f"_{operator.__name__}_backward")
+        return backward(u[0], rois, channels, *sizes, *shape).unsqueeze(0)
+
+    return dual(y, linear_map(push, pull, t, y, rois, channels)), channels
 
 
 @operator_rule("torchvision::roi_pool")
