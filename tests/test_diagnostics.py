@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from fwdgrad import Backprop, ForwardGradient
-from fwdgrad.diagnostics import NoGradientError, diagnose
+from fwdgrad.diagnostics import NoGradientError, diagnose, draw
 from fwdgrad.directions import DIRECTIONS, Normal, Replay
 from fwdgrad.directions.theory import expected_variance
 from fwdgrad.estimators import StepRecord
@@ -263,6 +263,14 @@ def test_the_script_prints_a_table_and_leaves_a_picture(
     assert lines[7].split()[:2] == ["all", "4810"]
     assert len({len(line) for line in lines[2:8]}) == 1
     assert (tmp_path / "run" / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0, 1.0])
+def test_the_picture_shows_any_figures(tmp_path: Path, factor: float) -> None:
+    diagnosis = diagnose(*samples.mlp(), Given([factor]), samples=2)
+    assert diagnosis.total.cosine == pytest.approx(factor)
+    draw(diagnosis, "given", tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
 def test_the_script_cannot_go_on_with_a_run(script: Callable[..., Any]) -> None:

@@ -48,7 +48,8 @@ def _draw_cosines(axis: Axes, rows: list[Part]) -> None:
         at = (max(value, 0), place)
         axis.annotate(f"{value:.2g}", at, (3, 0), textcoords="offset points", va="center", color="0.3")
     axis.axvline(0, color="0.3", linewidth=0.8)
-    axis.set(xlim=(1.25 * min(0.0, *values), 1.25 * max(values)), title="cosine to the gradient", xlabel="mean")
+    low, high = 1.25 * min(0.0, *values), 1.25 * max(0.0, *values)
+    axis.set(xlim=(low, max(high, -0.3 * low, 1e-6)), title="cosine to the gradient", xlabel="mean")
     axis.xaxis.set_major_locator(MaxNLocator(4))
 
 
