@@ -1,7 +1,7 @@
 """Write docs/results/doctor.md: what the doctor says of models that nobody here wrote.
 
 python scripts/doctor_survey.py                       all of them (half an hour)
-python scripts/doctor_survey.py --match detection --output -
+python scripts/doctor_survey.py --match detection     these; the page's other rows stay as they are
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     from doctor_models import MODELS
-    from doctor_page import page, survey
+    from doctor_page import page, read_rows, survey, table_row
 
-    command = shlex.join(["python", "scripts/doctor_survey.py", *arguments])
-    rows = []
+    target = None if options.output == "-" else Path(options.output)
+    rows = read_rows(target.read_text()) if options.match and target is not None and target.exists() else {}
     for name, make in MODELS.items():
         if options.match in name:
             row = survey(name, make)
-            rows.append(row)
+            rows[name] = table_row(row)
             print(row.line(), file=sys.stderr, flush=True)
             if options.verbose and row.report is not None:
                 print(row.report, file=sys.stderr, flush=True)
-            if options.output != "-":
-                Path(options.output).write_text(page(rows, command))
-    if options.output == "-":
-        print(page(rows, command))
+            if target is not None:
+                target.write_text(page(rows, MODELS, "python scripts/doctor_survey.py"))
+    if target is None:
+        print(page(rows, MODELS, shlex.join(["python", "scripts/doctor_survey.py", *arguments])))
     return 0
 
 

@@ -64,7 +64,7 @@ def detection(name: str, **options: Any) -> Built:
     import torchvision
 
     make = getattr(torchvision.models.detection, name)
-    model = make(weights=None, weights_backbone=None, num_classes=CLASSES, **options)
+    model = make(weights=None, weights_backbone=None, **{"num_classes": CLASSES, **options})
     images = [torch.rand(3, 96, 96) for _ in range(2)]
     boxes = torch.tensor([[8.0, 8.0, 60.0, 56.0], [30.0, 20.0, 90.0, 84.0]])
     target: dict[str, Tensor] = {"boxes": boxes, "labels": torch.tensor([1, 2])}
@@ -139,50 +139,46 @@ def hugging_face(name: str, attention: str) -> Built:
 
 
 IMAGES: dict[str, dict[str, Any]] = {
-    "alexnet": {},
-    "convnext_tiny": {"size": 32},
-    "densenet121": {},
-    "efficientnet_b0": {},
-    "efficientnet_v2_s": {},
-    "googlenet": {"init_weights": False},
-    "inception_v3": {"size": 75, "init_weights": False, "aux_logits": False},
-    "maxvit_t": {"size": 224},
+    "squeezenet1_1": {},
+    "shufflenet_v2_x0_5": {},
     "mnasnet0_5": {},
     "mobilenet_v2": {},
     "mobilenet_v3_small": {},
     "regnet_y_400mf": {},
+    "efficientnet_b0": {},
+    "googlenet": {"init_weights": False},
     "resnet18": {},
+    "densenet121": {},
     "resnet50": {},
-    "shufflenet_v2_x0_5": {},
-    "squeezenet1_1": {},
+    "efficientnet_v2_s": {},
+    "inception_v3": {"size": 75, "init_weights": False, "aux_logits": False},
+    "convnext_tiny": {"size": 32},
     "swin_t": {"size": 32},
     "swin_v2_t": {"size": 32},
-    "vgg11_bn": {"size": 32, "init_weights": False},
+    "alexnet": {},
     "vit_b_16": {"size": 32, "image_size": 32},
+    "vgg11_bn": {"size": 32, "init_weights": False},
+    "maxvit_t": {"size": 224},
 }
-VIDEOS: dict[str, dict[str, Any]] = {
-    "mc3_18": {},
-    "mvit_v1_b": {"frames": 8, "size": 64, "spatial_size": (64, 64), "temporal_size": 8},
-    "r2plus1d_18": {},
-    "r3d_18": {},
-    "s3d": {"frames": 16, "size": 64},
-    "swin3d_t": {"size": 64},
-}
+SEGMENTERS = ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50")
 SMALL = {"min_size": 96, "max_size": 128}
 DETECTORS: dict[str, dict[str, Any]] = {
-    "fasterrcnn_resnet50_fpn": SMALL,
-    "fcos_resnet50_fpn": SMALL,
-    "keypointrcnn_resnet50_fpn": {**SMALL, "num_classes": 2, "num_keypoints": 2},
-    "maskrcnn_resnet50_fpn": SMALL,
-    "retinanet_resnet50_fpn": SMALL,
-    "ssd300_vgg16": {},
     "ssdlite320_mobilenet_v3_large": {},
+    "fasterrcnn_mobilenet_v3_large_320_fpn": SMALL,
+    "retinanet_resnet50_fpn": SMALL,
+    "fcos_resnet50_fpn": SMALL,
+    "maskrcnn_resnet50_fpn": SMALL,
+    "keypointrcnn_resnet50_fpn": {**SMALL, "num_classes": 2, "num_keypoints": 2},
+    "ssd300_vgg16": {},
 }
-SEGMENTERS = (
-    "deeplabv3_mobilenet_v3_large",
-    "fcn_resnet50",
-    "lraspp_mobilenet_v3_large",
-)
+VIDEOS: dict[str, dict[str, Any]] = {
+    "r3d_18": {},
+    "mc3_18": {},
+    "r2plus1d_18": {},
+    "swin3d_t": {"size": 64},
+    "mvit_v1_b": {"frames": 16, "size": 224},
+    "s3d": {"frames": 16, "size": 224},
+}
 
 MODELS: dict[str, Callable[[], Built]] = {
     **{f"blocks/{name}": make for name, make in BLOCKS.items()},
@@ -191,9 +187,9 @@ MODELS: dict[str, Callable[[], Built]] = {
         for name in ("bert", "gpt2", "llama", "t5", "vit", "whisper")
         for attention in ("eager", "sdpa")
     },
-    **{f"classification/{name}": partial(image, name, **options) for name, options in IMAGES.items()},
     **{f"segmentation/{name}": partial(segmentation, name) for name in SEGMENTERS},
+    **{f"classification/{name}": partial(image, name, **options) for name, options in IMAGES.items()},
     **{f"detection/{name}": partial(detection, name, **options) for name, options in DETECTORS.items()},
-    **{f"video/{name}": partial(video, name, **options) for name, options in VIDEOS.items()},
     "flow/raft_small": partial(flow, "raft_small"),
+    **{f"video/{name}": partial(video, name, **options) for name, options in VIDEOS.items()},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 }
 
 
-LARGEST = 12_000_000
+LARGEST = 5_000_000
 """Of a model with more parameters only the whole is compared."""
 
 
@@ -77,15 +77,44 @@ def survey(name: str, make: Callable[[], Any]) -> Row:
     return Row(name, report, error, time.perf_counter() - started)
 
 
-def page(rows: list[Row], command: str) -> str:
-    """Return the page in Markdown."""
+def read_rows(page: str) -> dict[str, str]:
+    """Return the lines of the table of an earlier page, by the name of the model."""
+    return {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+
+
+def table_row(row: Row) -> str:
+    """Return the line of one model."""
+    report = row.report
+    if report is None:
+        return f"| `{row.name}` | | | {row.verdict} |{' |' * len(METHODS)} {row.seconds:.0f} | {row.error} |"
+    said = [
+        _short(finding) for level in ("problem", "warning") for finding in report.findings if finding.level == level
+    ]
+    said += [f"{line.method}: {line.reason}" for line in report.methods if not line.works and _unexpected(line.reason)]
+    methods = " | ".join("yes" if line.works else "no" for line in report.methods)
+    operations = report.operations or ""
+    return (
+        f"| `{row.name}` | {report.parameters:,} | {operations} | {row.verdict} | {methods} | "
+        f"{row.seconds:.0f} | {'<br>'.join(said).replace('|', chr(92) + '|')} |"
+    )
+
+
+def page(rows: Mapping[str, str], names: Iterable[str], command: str) -> str:
+    """Return the page in Markdown.
+
+    Args:
+        rows: the lines of the table by model.
+        names: all models that there are, in the order of the page.
+        command: what makes the page.
+    """
     versions = [f"PyTorch {torch.__version__.partition('+')[0]}"]
     for package in ("torchvision", "transformers"):
         try:
             versions.append(f"{package} {__import__(package).__version__.partition('+')[0]}")
         except ImportError:
             versions.append(f"no {package}")
-    healthy = sum(row.verdict == "healthy" for row in rows)
+    missing = [name for name in names if name not in rows]
+    healthy = sum("| healthy |" in line for line in rows.values())
     lines = [
         "# The doctor on models that nobody here wrote",
         "",
@@ -95,26 +124,12 @@ def page(rows: list[Row], command: str) -> str:
         "",
         f"**{healthy} of {len(rows)} healthy.** The methods are tried for a step in float32: "
         f"{', '.join(f'`{word}`' for word in METHODS)}.",
+        *(["", f"Not checked: {', '.join(f'`{name}`' for name in missing)}."] if missing else []),
         "",
         f"| model | trainable values | operations | | {' | '.join(METHODS)} | seconds | what was found |",
         f"| --- | ---: | ---: | --- | {' | '.join('---' for _ in METHODS)} | ---: | --- |",
+        *(rows[name] for name in names if name in rows),
     ]
-    for row in rows:
-        report = row.report
-        if report is None:
-            lines.append(f"| `{row.name}` | | | {row.verdict} |{' |' * len(METHODS)} {row.seconds:.0f} | {row.error} |")
-            continue
-        said = [
-            _short(finding) for level in ("problem", "warning") for finding in report.findings if finding.level == level
-        ]
-        said += [
-            f"{line.method}: {line.reason}" for line in report.methods if not line.works and _unexpected(line.reason)
-        ]
-        methods = " | ".join("yes" if line.works else "no" for line in report.methods)
-        lines.append(
-            f"| `{row.name}` | {report.parameters:,} | {report.operations} | {row.verdict} | {methods} | "
-            f"{row.seconds:.0f} | {'<br>'.join(said).replace('|', chr(92) + '|')} |"
-        )
     return "\n".join([*lines, ""])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from doctor_models import MODELS
-from doctor_page import page, survey
+from doctor_page import page, read_rows, survey, table_row
 
 from fwdgrad import check_model
 
@@ -48,10 +48,11 @@ def test_a_survey_says_what_is_well_what_is_not_and_what_could_not_be_built() ->
     def absent() -> object:
         raise ImportError("No module named 'nowhere'")
 
-    rows = [survey(name, make) for name, make in (("well", MODELS[BLOCKS[0]]), ("ill", ill), ("absent", absent))]
-    text = page(rows, "the command")
+    makers = {"well": MODELS[BLOCKS[0]], "ill": ill, "absent": absent}
+    rows = {name: table_row(survey(name, make)) for name, make in makers.items()}
+    text = page(rows, [*makers, "later"], "the command")
     assert "**1 of 3 healthy.**" in text and "Made by `the command`" in text and torch.__version__.split("+")[0] in text
-    lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
-    assert "| healthy | yes | yes | yes | yes |" in lines["well"]
-    assert "problem, derivative cut: Tensor.item" in lines["ill"] and "| problem |" in lines["ill"]
-    assert "not built" in lines["absent"] and "ImportError: No module named 'nowhere'" in lines["absent"]
+    assert "Not checked: `later`." in text and read_rows(text) == rows
+    assert "| healthy | yes | yes | yes | yes |" in rows["well"]
+    assert "problem, derivative cut: Tensor.item" in rows["ill"] and "| problem |" in rows["ill"]
+    assert "not built" in rows["absent"] and "ImportError: No module named 'nowhere'" in rows["absent"]
