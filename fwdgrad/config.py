@@ -42,6 +42,7 @@ class TrainConfig:
     device: str = "auto"
     precision: str = "float32"
     compile: bool = False
+    ema_decay: float | None = None
     log_every: int = 10
     checkpoint_every: int | None = None
     diagnose_every: int | None = None

@@ -25,6 +25,7 @@ from fwdgrad.diagnostics import Diagnosis, draw
 from fwdgrad.estimators import Estimator
 from fwdgrad.training import Tracker, Trainer, list_checkpoints, load_checkpoint
 from fwdgrad.training.auto_rate import AUTO, measure_learning_rate
+from fwdgrad.training.averaging import make_average
 from fwdgrad.training.device import check_precision, peak_memory_bytes, resolve_device
 from fwdgrad.training.loop import Context, make_closure
 
@@ -75,6 +76,8 @@ def run(cfg: DictConfig, folder: Path) -> float:
             "seed": cfg.seed,
             "method": _method(cfg),
         }
+        if trainer.average is not None:
+            metrics["test_accuracy_without_average"] = trainer.evaluate("test", averaged=False).accuracy
         trainer.tracker.scalars(trainer.step, {"test/accuracy": test.accuracy, "test/loss": test.loss})
         trainer.tracker.finish(metrics, _hparams(cfg))
     finally:
@@ -160,6 +163,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         eval_batch_size=cfg.dataset.eval_batch_size,
         context=context,
         clip_norm=cfg.optimization.clip_norm,
+        average=make_average(model, cfg.ema_decay) if cfg.ema_decay is not None else None,
         log_every=cfg.log_every,
         checkpoint_every=cfg.checkpoint_every,
         diagnose_every=cfg.diagnose_every,
@@ -258,6 +262,8 @@ def check_config(cfg: DictConfig) -> None:
     ):
         if value is not None and value < minimum:
             raise ConfigError(f"{section}{key} must be at least {minimum}, got {value}")
+    if cfg.ema_decay is not None and not 0 < cfg.ema_decay < 1:
+        raise ConfigError(f"ema_decay must be between 0 and 1, got {cfg.ema_decay}")
     if cfg.diagnose_every is not None and cfg.compile:
         raise ConfigError(
             "diagnose_every works on copies of the model, which compile=true does not serve; leave one out"
@@ -335,6 +341,7 @@ def _hparams(cfg: DictConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {"method": _method(cfg), "dataset": cfg.dataset.name, "seed": cfg.seed}
     flat |= {key: str(cfg[key]["_target_"]).rsplit(".", 1)[-1] for key in ("model", "optimizer", "scheduler")}
     flat |= {"dataset.batch_size": cfg.dataset.batch_size, "precision": cfg.precision}
+    flat |= {} if cfg.ema_decay is None else {"ema_decay": cfg.ema_decay}
     for section in ("optimization", "optimizer", "scheduler", "model"):
         for key, value in cfg[section].items():
             # The optimizer's rate, the method's seed and the shapes follow from what is shown already.

@@ -35,6 +35,7 @@ RUNS = [
     ("optimization=multi_tangent", "optimization.clip_derivatives=3", "optimization.learning_rate=auto"),
     ("optimization=backprop", "optimizer.momentum=0.9", "model._target_=own_models.dropout_net"),
     ("optimization=backprop", "optimizer=adamw", "scheduler=cosine", "model._target_=own_models.batch_norm_net"),
+    ("optimization=fwdgrad_fast", "ema_decay=0.9", "model._target_=own_models.batch_norm_net"),
 ]
 
 

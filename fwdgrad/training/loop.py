@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
 
 from fwdgrad.data import Batches, Dataset
 from fwdgrad.diagnostics import Diagnosis, NoGradientError, diagnose
@@ -71,6 +72,8 @@ class Trainer:
     context: Context
     """Entered around every forward pass: autocast, or nothing."""
     clip_norm: float | None = None
+    average: AveragedModel | None = None
+    """Of the weights; evaluated in their place."""
     log_every: int = 10
     checkpoint_every: int | None = None
     """In steps; besides, a checkpoint is written after every evaluation."""
@@ -123,9 +126,10 @@ class Trainer:
         closure = make_closure(self.context, inputs, targets)
         return diagnose(self.model, closure, self.estimator, self.diagnose_samples)
 
-    def evaluate(self, split: str) -> Score:
-        """Score the model on the ``train``, ``validation`` or ``test`` split."""
-        return evaluate(self.model, getattr(self.dataset, split), self.eval_batch_size, self.context())
+    def evaluate(self, split: str, averaged: bool = True) -> Score:
+        """Score the model, or where there is one its average, on the ``train``, ``validation`` or ``test`` split."""
+        model = self.average.module if self.average is not None and averaged else self.model
+        return evaluate(model, getattr(self.dataset, split), self.eval_batch_size, self.context())
 
     def save(self) -> Path:
         """Write a checkpoint of the present step.
@@ -148,6 +152,7 @@ class Trainer:
             "seconds": self.seconds,
             "loss": [self._loss_sum, self._loss_count, self.train_loss],
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "estimator": self.estimator.state_dict(),
@@ -164,6 +169,11 @@ class Trainer:
         check_same_model(state, self.model)
         check_same_kinds(state["kinds"], self._kinds())
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            if state["average"] is None:  # the run had none so far: it begins here
+                self.average.module.load_state_dict(state["model"])
+            else:
+                self.average.load_state_dict(state["average"])
         if state["schedule"] == self.schedule:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
@@ -192,6 +202,8 @@ class Trainer:
             norm = gradient_norm(self.optimizer)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
         self.step += 1
