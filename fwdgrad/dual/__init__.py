@@ -10,6 +10,7 @@ booleans. What has no rule falls back, one operation at a time, to PyTorch's own
 
 from fwdgrad.dual import rules as rules
 from fwdgrad.dual.api import directional_derivatives, jvp
+from fwdgrad.dual.blocks import Blocks, even_blocks
 from fwdgrad.dual.fallback import fallback_counts
 from fwdgrad.dual.perturb import bypasses, perturb, perturbed, pushforward
 from fwdgrad.dual.registry import rule
@@ -19,11 +20,13 @@ from fwdgrad.dual.tape.table import transpose
 from fwdgrad.dual.tensor import Dual, DualError, dual, tangent
 
 __all__ = [
+    "Blocks",
     "Dual",
     "DualError",
     "bypasses",
     "directional_derivatives",
     "dual",
+    "even_blocks",
     "fallback_counts",
     "grad",
     "jvp",

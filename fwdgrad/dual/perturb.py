@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fwdgrad.dual.api import plain
+from fwdgrad.dual.blocks import Blocks
 from fwdgrad.dual.running import current, evaluation
 from fwdgrad.dual.tensor import dual, seed, tangent
 from fwdgrad.tangents import Tangent
@@ -32,26 +33,25 @@ def perturbed(fn: Callable[[], tuple[Tensor, Any]], *, fallback: str = "warn") -
         return value, derivatives, tree_map(plain, aux)
 
 
-def perturb(x: Tensor, count: int, fill: Callable[[Tensor], object]) -> Tensor:
-    """Return x with ``count`` further directions that start here; they follow those that x has already.
+def perturb(x: Tensor, tangents: Tensor | Blocks) -> Tensor:
+    """Return x with further directions that start here; they follow those that x has already.
 
     Only inside ``perturbed``. Whatever earlier directions reach must be computed from x, or it would lack rows for the
     new ones; ``bypasses`` tells.
 
     Args:
         x: the intermediate value.
-        count: K, how many directions start here.
-        fill: called with uninitialised memory of shape (K, *x.shape), writes their tangents.
+        tangents: of the new directions, (K, *x.shape), or blocks that share out the entries of x.
     """
     running = current()
     before = running.num_directions
-    running.num_directions += count
     with torch._C.DisableTorchFunctionSubclass():
         earlier, value = tangent(x), x.detach().clone()
-    tangents = torch.empty((before + count, *value.shape), dtype=value.dtype, device=value.device)
-    if before > 0:
-        tangents[:before] = 0 if earlier is None else earlier
-    fill(tangents[before:])
+    if before > 0 and earlier is None:
+        earlier = running.zeros(value)
+    if earlier is not None:
+        tangents = torch.cat([earlier, tangents]) if isinstance(tangents, Tensor) else tangents.after(earlier)
+    running.num_directions = before + len(tangents)
     return dual(value, tangents)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fwdgrad.dual.blocks import Blocks
 from fwdgrad.dual.errors import DualError, PerExampleError
 from fwdgrad.dual.masking import Masked
 from fwdgrad.replay import Replayed
@@ -47,7 +48,7 @@ def dispatching() -> Iterator[None]:
 class Dual(Tensor):
     """A tensor with K tangents; made by ``dual``, read by ``tangent``."""
 
-    _tangent: Tensor | Tangent | Masked | None = None  # (K, *shape), or structured (parameters only)
+    _tangent: Tensor | Tangent | Masked | Blocks | None = None  # (K, *shape), or structured
     _root: Dual | None = None  # the tensor whose memory this one views
     _viewed = False  # other Duals view this one
     _shared = False  # the tangent's memory is also somebody else's: copy before writing
@@ -131,7 +132,7 @@ def name_of(func: Any) -> str:
     return name.replace("_VariableFunctionsClass.", "torch.").replace("TensorBase.", "Tensor.")
 
 
-def dual(primal: Any, tangents: Tensor | None) -> Any:
+def dual(primal: Any, tangents: Tensor | Blocks | None) -> Any:
     """Attach tangents of shape (K, *primal.shape) to a tensor that the rule has just made; None leaves it plain.
 
     The tangent must be new memory, or a view of an argument's tangent where ``primal`` is the same view of that
@@ -140,6 +141,7 @@ def dual(primal: Any, tangents: Tensor | None) -> Any:
     if tangents is None:
         return primal
     if tangents.dtype is not primal.dtype:
+        assert isinstance(tangents, Tensor)
         tangents = tangents.to(primal.dtype)
     if type(primal) is not Tensor:
         primal = primal.detach()
@@ -159,12 +161,12 @@ def dual_sharing(primal: Any, tangents: Tensor | None, *sources: Any) -> Any:
     return out
 
 
-def view_of(source: Any, primal: Any, tangents: Tensor | None) -> Any:
+def view_of(source: Any, primal: Any, tangents: Tensor | Blocks | None) -> Any:
     """Attach tangents to the result of an operation that may return a view of ``source``, or ``source`` itself."""
     if primal is source or tangents is None:
         return primal
     if not primal._is_view():
-        if tangents._is_view():
+        if isinstance(tangents, Tensor) and tangents._is_view():
             return dual_sharing(primal, tangents, source)
         return dual(primal, tangents)
     out = dual(primal, tangents)
@@ -207,7 +209,7 @@ def structured(x: Any) -> Any:
     if x._root is not None and x._epoch != x._root._epoch:
         _refresh(x)
     t = x._tangent
-    if type(t) is Masked:
+    if type(t) is Masked or type(t) is Blocks:
         return tangent(x)
     if type(t) is Replayed:
         t = t.draw()
@@ -227,7 +229,19 @@ def tangent(x: Any) -> Tensor | None:
     if type(t) is Masked:
         x._tangent = t = t.apply(x)
         return t
+    if type(t) is Blocks:
+        x._tangent = t = t.settle(x).materialize()
+        return t
     return dense(t)
+
+
+def blocks(x: Any) -> Blocks | None:
+    """Return the tangents of an argument if they are in blocks; a rule that has no use for blocks need not know."""
+    if type(x) is not Dual or type(x._tangent) is not Blocks:
+        return None
+    if x._root is not None and x._epoch != x._root._epoch:
+        return None
+    return x._tangent.settle(x)
 
 
 def dense(t: Any) -> Any:

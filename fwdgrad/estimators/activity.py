@@ -6,16 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fwdgrad.directions import LowRank
-from fwdgrad.dual import directional_derivatives, perturb, perturbed
+from fwdgrad.dual import directional_derivatives, even_blocks, perturb, perturbed
 from fwdgrad.estimators.base import StepRecord, check_positive_integer
-from fwdgrad.estimators.noise import ActivityNoise, Noise, WeightNoise
+from fwdgrad.estimators.noise import ActivityNoise, BlockNoise, Noise, WeightNoise
 from fwdgrad.estimators.parts import sum_parts
 from fwdgrad.estimators.sites import MEMORY, Site, at_sites, check_per_example, find_pieces, find_sites, group_sites
 from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_independent_examples
@@ -24,6 +23,8 @@ from fwdgrad.words import check_word
 
 _EXACT_OUTPUT_WIDTH = 256  # a wider output layer is perturbed like the others
 _MOST_DIRECTIONS = 8.0  # times num_directions, for a layer close to the output
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CHANNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,12 @@ class ActivityPerturbation:
             noise: Noise
             if site.space == "weight":
                 noise = WeightNoise(layer, x, output, site.count, active, generator, name)
+            elif site.blocks:
+                noise = BlockNoise(output, site.count, active, generator, name)
             else:
                 noise = ActivityNoise(output, site.count, active, generator, name, site.parts)
             started.append((layer, x, noise))
-            return perturb(output, noise.count, noise.fill)
+            return perturb(output, noise.tangents())
 
         with at_sites(model, group, perturb_output):
             losses, derivatives, buffers = perturbed(lambda: function(function.params))
@@ -198,34 +201,45 @@ class ActivityPerturbation:
 
     def _allocate(self, model: nn.Module, sites: list[Site]) -> list[Site]:
         """Choose for each site what is perturbed, and its number of directions."""
-        in_weights = [self._in_weights(model.get_submodule(site.layer), site) for site in sites]
-        # A direction is made as large as the output it starts from, and passes through all layers behind; one in
-        # weights adds as many numbers to the gradient.
-        passed = list(accumulate((site.cost for site in reversed(sites)), initial=0))[-2::-1]
-        costs = [
-            site.width * MEMORY + cost + (weights and _weights(model.get_submodule(site.layer)))
-            for site, cost, weights in zip(sites, passed, in_weights, strict=True)
-        ]
+        sites = [self._choose_space(model.get_submodule(site.layer), site) for site in sites]
+        costs = _direction_costs(sites)
         chosen = []
-        for site, cost, weights in zip(sites, costs, in_weights, strict=True):
-            last = site is sites[-1]
-            if last and self.exact_output and site.width <= _EXACT_OUTPUT_WIDTH:
-                chosen.append(replace(site, space="activity", count=site.width))
+        for site, cost in zip(sites, costs, strict=True):
+            if site is sites[-1] and self.exact_output and site.width <= _EXACT_OUTPUT_WIDTH:
+                chosen.append(replace(site, space="activity", blocks=False, count=site.width))
                 continue
             more = min(math.sqrt(max(costs) / cost), _MOST_DIRECTIONS) if self.allocation == "cost" else 1.0
-            space = "weight" if weights else "activity"
-            chosen.append(replace(site, space=space, count=max(round(self.num_directions * more), 1)))
+            count = max(round(self.num_directions * more), 1)
+            chosen.append(replace(site, count=even_blocks(site.shape[1], count)[0] if site.blocks else count))
         return chosen
 
-    def _in_weights(self, layer: nn.Module, site: Site) -> bool:
-        """Say whether a site is perturbed in its weights rather than its output."""
-        if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) or self.space == "activity":
-            return False
-        return self.space == "weight" or (_weights(layer) < site.width and self.num_directions < site.width)
+    def _choose_space(self, layer: nn.Module, site: Site) -> Site:
+        """Choose whether the weights of a layer are perturbed rather than its output, and whether in blocks."""
+        weights = sum(param.numel() for param in layer.parameters(recurse=False))
+        in_weights = type(layer) in _PRODUCTS and (
+            self.space == "weight"
+            or (self.space == "auto" and weights < site.width and self.num_directions < site.width)
+        )
+        # Blocks of features, or of channels if there are enough of them.
+        blocks = len(site.shape) == 2 or (type(layer) in _CHANNELS and self.num_directions <= site.shape[1])
+        return replace(site, space="weight" if in_weights else "activity", blocks=blocks and not site.parts)
 
 
-def _weights(layer: nn.Module) -> int:
-    return sum(param.numel() for param in layer.parameters(recurse=False))
+def _direction_costs(sites: list[Site]) -> list[float]:
+    """Return what one direction of each site costs from there to the loss, in products for one example.
+
+    A direction is made as large as the output it starts from, and passes through all layers behind. In blocks, all
+    directions together are made that large, and pass the products of the next layer so.
+    """
+    costs: list[float] = []
+    behind = 0.0
+    for site, after in zip(reversed(sites), [None, *reversed(sites[1:])], strict=True):
+        if site.blocks and after is not None:
+            costs.append(behind - after.products)
+        else:
+            costs.append(site.width * MEMORY + behind)
+        behind += site.products + site.shape[1:].numel() * MEMORY
+    return costs[::-1]
 
 
 def _accumulate(param: nn.Parameter, gradient: Tensor) -> None:

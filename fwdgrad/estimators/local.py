@@ -187,7 +187,7 @@ def output_gradient(closure: Closure, output: Tensor) -> tuple[Tensor, Tensor]:
         basis = chunk.view(-1, 1, *output.shape[1:]).expand(-1, *output.shape)
 
         def fn(basis: Tensor = basis) -> tuple[Tensor, None]:
-            return closure(_Output(perturb(output, len(basis), lambda tangents: tangents.copy_(basis)))), None
+            return closure(_Output(perturb(output, basis))), None
 
         losses, derivatives, _ = perturbed(fn)
         columns.append(derivatives)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fwdgrad.dual import pushforward
+from fwdgrad.dual import Blocks, even_blocks, pushforward
 from fwdgrad.estimators.local_gradients import LOCAL_GRADIENTS
 from fwdgrad.estimators.parts import piece_basis, piece_size, sum_parts, weigh
 from fwdgrad.randomness import KeyedGenerator
@@ -21,8 +21,8 @@ class Noise(Protocol):
     count: int
     """K, the number of directions."""
 
-    def fill(self, tangents: Tensor) -> None:
-        """Write what the directions do to the layer's output, (K, *output.shape)."""
+    def tangents(self) -> Tensor | Blocks:
+        """Return what the directions do to the layer's output, (K, *output.shape)."""
 
     def gradients(self, layer: nn.Module, x: Tensor, derivatives: Tensor) -> dict[str, Tensor]:
         """Return, by parameter name, the sum over examples of their gradients' estimates.
@@ -34,15 +34,49 @@ class Noise(Protocol):
         """
 
 
-class ActivityNoise:
-    """Signs on the outputs of each example, shared out among K directions: every output is in one of them.
+class BlockNoise:
+    """Signs on the outputs of each example, shared out among K directions in blocks of neighbours.
 
-    Direction k moves the outputs of its share S_k by independent signs e_j. With the derivative
-    ``s_k = sum_{j in S_k} e_j g_j`` the estimate ``s_k e_j`` of g_j, j in S_k, is unbiased, since ``E[e_i e_j]``
-    vanishes unless i = j, and its second moment is ``sum_k |S_k| |g_{S_k}|^2``: about ``n / K |g|^2`` for n outputs
-    with influence, where K directions that each move all of them have ``(n + K - 1) / K |g|^2``. At K = n the estimate
-    is the exact gradient. Outputs without influence (``active`` false: a ReLU cuts them off) are not moved, and those
-    with influence are dealt out evenly.
+    Direction k moves the outputs of its block S_k of dimension 1 (of features, of channels) by independent signs e_j.
+    With the derivative ``s_k = sum_{j in S_k} e_j g_j`` the estimate ``s_k e_j`` of g_j, j in S_k, is unbiased, since
+    ``E[e_i e_j]`` vanishes unless i = j, and its second moment is ``sum_k |S_k| |g_{S_k}|^2``: about ``n / K |g|^2``
+    for n outputs with influence, where K directions that each move all of them have ``(n + K - 1) / K |g|^2``. With a
+    direction for each output the estimate is the exact gradient. Outputs without influence (``active`` false: a ReLU
+    cuts them off) are not moved, nor counted in S_k. All K directions pass the next layer at the price of one
+    (``dual.blocks``).
+
+    Args:
+        output: what is perturbed, (B, n, ...).
+        count: K, a number of even blocks of n.
+        active: which outputs have influence, of the output's shape; None: all.
+        generator: draws the signs, one for each output.
+        name: their name.
+    """
+
+    def __init__(self, output: Tensor, count: int, active: Tensor | None, generator: KeyedGenerator, name: str) -> None:
+        signs = generator.signs(name, output.numel(), output.dtype, output.device).view(output.shape)
+        self._signs = signs if active is None else signs * active
+        self._blocks = Blocks(self._signs, count)
+        self.count = count
+
+    def tangents(self) -> Blocks:
+        """Return the directions, (K, *output.shape)."""
+        return self._blocks
+
+    def estimate(self, derivatives: Tensor) -> Tensor:
+        """Return the estimate of each example's gradient by the output, from derivatives (K, B)."""
+        weights = derivatives.T.repeat_interleave(self._blocks.size, 1)[:, : self._signs.shape[1]]
+        return weights.reshape(*weights.shape, *[1] * (self._signs.dim() - 2)) * self._signs.to(derivatives.dtype)
+
+    def gradients(self, layer: nn.Module, x: Tensor, derivatives: Tensor) -> dict[str, Tensor]:
+        """Return the estimates of the sums over examples of the gradients by the layer's parameters."""
+        return LOCAL_GRADIENTS[type(layer)](layer, x, self.estimate(derivatives))
+
+
+class ActivityNoise:
+    """As ``BlockNoise``, for any number of directions, outputs of any shape and losses in parts.
+
+    Outputs with influence are dealt out one by one to the K directions, evenly.
 
     Args:
         output: what is perturbed, (B, ...).
@@ -65,7 +99,7 @@ class ActivityNoise:
         batch, width = output.shape[0], output.shape[1:].numel()
         self._shape, self._parts = output.shape, parts
         self.count = min(count, piece_size(output.shape, parts))
-        self._basis = piece_basis(output, parts) if count >= self.count == piece_size(output.shape, parts) else None
+        self._basis = piece_basis(output, parts) if self.count == piece_size(output.shape, parts) else None
         if self._basis is not None:
             return
         self._signs = generator.signs(name, batch * width, output.dtype, output.device).view(batch, width)
@@ -76,21 +110,12 @@ class ActivityNoise:
             self._signs = self._signs * active
             self._share = (active.cumsum(1) - 1).clamp_(min=0).remainder_(self.count)
 
-    def fill(self, tangents: Tensor) -> None:
-        """Write the directions, (K, *output.shape)."""
-        if self._basis is not None:
-            tangents.copy_(self._basis)
-        else:
-            flat = tangents.zero_().view(self.count, *self._signs.shape)
-            flat.scatter_(0, self._share.unsqueeze(0), self._signs.unsqueeze(0))
-
     def tangents(self) -> Tensor:
         """Return the directions, (K, *output.shape)."""
         if self._basis is not None:
             return self._basis
-        tangents = self._signs.new_empty((self.count, *self._shape))
-        self.fill(tangents)
-        return tangents
+        tangents = self._signs.new_zeros((self.count, *self._signs.shape))
+        return tangents.scatter_(0, self._share.unsqueeze(0), self._signs.unsqueeze(0)).view(self.count, *self._shape)
 
     def estimate(self, derivatives: Tensor) -> Tensor:
         """Return the estimate of each example's gradient by the output, from derivatives (K, B) or (K, B, *parts)."""
@@ -106,10 +131,10 @@ class ActivityNoise:
 
 
 class WeightNoise:
-    """Signs in the weight of each example, ``v_b = a_b c_b^T``, shared out among K directions like ``ActivityNoise``.
+    """Signs in the weight of each example, ``v_b = a_b c_b^T``, shared out among K directions like ``BlockNoise``.
 
-    The rows of the weight (n, *rest) are dealt out to K_o shares and its columns to K_i, with ``K = K_o K_i``;
-    direction (k, l) moves the rows of share k by a and the columns of share l by c. The estimate ``s_{kl} a_i c_j`` is
+    The rows of the weight (n, *rest) are cut into K_o blocks and its columns dealt out to K_i shares, ``K = K_o K_i``;
+    direction (k, l) moves the rows of block k by a and the columns of share l by c. The estimate ``s_{kl} a_i c_j`` is
     unbiased for each entry, with a second moment of about ``P / K |g|^2``; at K = P it is exact. Rows whose output is
     cut off by a ReLU, and columns whose input is zero, have no influence and are not moved.
 
@@ -117,7 +142,7 @@ class WeightNoise:
         layer: a linear layer or a convolution.
         x: its input.
         output: its output.
-        count: K, rounded down to a product.
+        count: K, rounded down to a product; up to n only the rows are shared out.
         active: which outputs have influence; None: all.
         generator: draws the signs.
         name: their name.
@@ -136,23 +161,22 @@ class WeightNoise:
         weight = layer.weight
         batch, rows, columns = output.shape[0], weight.shape[0], weight[0].numel()
         biased = layer.bias is not None  # a bias is one more column, whose input is 1
-        outer = min(count, rows)
-        inner = max(min(count // outer, columns + biased), 1)
-        self.count = outer * inner
+        self._outer, self._size = even_blocks(rows, count)
+        inner = max(min(count // self._outer, columns + biased), 1) if self._outer == rows else 1
+        self.count = self._outer * inner
         self._a = generator.signs(f"{name}/left", batch * rows, x.dtype, x.device).view(batch, rows)
         c = generator.signs(f"{name}/right", batch * columns, x.dtype, x.device).view(batch, columns)
         if isinstance(layer, nn.Linear) and x.dim() == 2:
             self._a, c = self._a if active is None else self._a * active, c * (x != 0)
-        self._rows = _members(rows, outer, c)
         members = _members(columns + biased, inner, c)
         self._right = c * members[..., :columns]
         self._bias = members[..., columns:].expand(inner, batch, biased)
         self._layer, self._input = layer, x
 
-    def fill(self, tangents: Tensor) -> None:
-        """Write what the directions do to the layer's output, (K, *output.shape)."""
+    def tangents(self) -> Tensor | Blocks:
+        """Return what the directions do to the layer's output, (K, *output.shape)."""
         layer, x, inner = self._layer, self._input, len(self._right)
-        # One product for each share of the columns; the shares of the rows only pick outputs from it.
+        # One product for each share of the columns; the blocks of the rows only pick outputs from it.
         left, right = self._a.expand(inner, *self._a.shape), self._right.unflatten(2, layer.weight.shape[1:])
         directions: dict[str, Tangent] = {"weight": PerExample(layer.weight.shape, inner, lambda _: (left, right))}
         params = {"weight": layer.weight}
@@ -162,26 +186,26 @@ class WeightNoise:
         product = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
         moved = pushforward(lambda p: product(x, p["weight"], p.get("bias")), params, directions)
         assert moved is not None
-        axis = -1 if isinstance(layer, nn.Linear) else 2
-        shares = self._rows.view(len(self._rows), *_along(axis, moved))
-        torch.mul(moved, shares, out=tangents.view(len(shares), *moved.shape))
+        in_rows = not isinstance(layer, nn.Linear) or x.dim() == 2  # then dimension 1 of the output is that of the rows
+        if inner == 1 and in_rows:
+            return Blocks(moved[0], self._outer)
+        axis = 2 if in_rows else -1
+        blocks = torch.arange(moved.shape[axis], device=x.device) // self._size
+        members = (blocks == torch.arange(self._outer, device=x.device).unsqueeze(1)).to(moved.dtype)
+        shape = [self._outer, *[1] * moved.dim()]
+        shape[axis + 1 if axis > 0 else axis] = moved.shape[axis]
+        return (moved * members.view(shape)).flatten(0, 1)
 
     def gradients(self, layer: nn.Module, x: Tensor, derivatives: Tensor) -> dict[str, Tensor]:
         """Return the estimates of the sums over examples of the gradients by the layer's parameters."""
-        s = sum_parts(derivatives, 2).view(len(self._rows), len(self._right), -1)
-        rows = torch.einsum("klb,kr->lbr", s, self._rows.squeeze(1).to(s.dtype)) * self._a.to(s.dtype)
+        s = sum_parts(derivatives, 2).view(self._outer, len(self._right), -1)
+        s = s.repeat_interleave(self._size, 0)[: self._a.shape[1]]
+        rows = s.permute(1, 2, 0) * self._a.to(s.dtype)
         weight = rows.flatten(0, 1).T @ self._right.to(s.dtype).flatten(0, 1)
         gradients = {"weight": weight.view(self._layer.weight.shape)}
         if self._layer.bias is not None:
             gradients["bias"] = (rows * self._bias.to(s.dtype)).sum((0, 1))
         return gradients
-
-
-def _along(axis: int, tensor: Tensor) -> list[int]:
-    """Return the shape that broadcasts a vector along one axis of a tensor."""
-    shape = [1] * tensor.dim()
-    shape[axis] = tensor.shape[axis]
-    return shape
 
 
 def _members(size: int, shares: int, like: Tensor) -> Tensor:

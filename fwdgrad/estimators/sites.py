@@ -40,12 +40,14 @@ class Site:
     """The output goes into a ReLU and nowhere else."""
     shape: torch.Size
     """Shape of the output."""
-    cost: int
-    """What a direction costs that passes through the layer: products for one example, and memory in as many."""
+    products: int
+    """Products that make the output for one example."""
     parts: tuple[int, ...] = ()
     """In how many pieces each dimension is, each with influence on one part of the losses only."""
     space: str = "activity"
     """What is perturbed: ``activity``, the output, or ``weight``."""
+    blocks: bool = False
+    """Whether the directions share out the output's dimension 1 in blocks."""
     count: int = 1
     """Number of directions."""
 
@@ -103,7 +105,7 @@ def find_sites(model: nn.Module, function: FunctionalModel) -> tuple[list[Site],
             output.shape[1:].numel(),
             readers.only_relu(output),
             output.shape,
-            output.shape[1:].numel() * (_fan_in(model.get_submodule(name)) + MEMORY),
+            output.shape[1:].numel() * _fan_in(model.get_submodule(name)),
         )
         for name, call, output in found
     ]
@@ -123,7 +125,7 @@ def find_pieces(model: nn.Module, function: FunctionalModel, sites: list[Site], 
 
             def derive(directions: Tensor, site: Site = site, params: Mapping[str, Tensor] = params) -> Tensor:
                 def act(site: Site, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-                    return perturb(output, len(directions), lambda tangents: tangents.copy_(directions))
+                    return perturb(output, directions.to(output))
 
                 with at_sites(model, [site], act):
                     return perturbed(lambda: function(params))[1]
@@ -148,7 +150,7 @@ def _bypasses(model: nn.Module, function: FunctionalModel, first: Site, second: 
     """Say whether what the first site puts out has influence on the losses by a path around the second."""
 
     def act(site: Site, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-        return perturb(output, 1, lambda tangents: tangents.fill_(1)) if site is first else output.detach()
+        return perturb(output, torch.ones_like(output).unsqueeze(0)) if site is first else output.detach()
 
     with at_sites(model, [first, second], act):
         return bypasses(lambda: function(function.params))

@@ -11,7 +11,7 @@ from torch import Tensor
 from fwdgrad.dual.forms import composite, pointwise
 from fwdgrad.dual.inplace import own_or_none
 from fwdgrad.dual.registry import rule
-from fwdgrad.dual.tensor import dispatching, dual, masked, tangent
+from fwdgrad.dual.tensor import blocks, dispatching, dual, masked, tangent
 
 _aten = torch.ops.aten
 _nn = torch._C._nn
@@ -26,6 +26,10 @@ _ROWS = 640
 @rule(torch.relu)
 def relu(input: Tensor) -> Tensor:
     """Push t where x > 0, else 0."""
+    in_blocks = blocks(input)
+    if in_blocks is not None:
+        y = torch.relu(input)
+        return dual(y, in_blocks.relu(y))
     t = tangent(input)
     if t is None:
         return torch.relu(input)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fwdgrad.dual.correlation import Geometry, correlate, correlate_each
 from fwdgrad.dual.folding import scale_tangent
+from fwdgrad.dual.forms import has_tangent
 from fwdgrad.dual.registry import register
-from fwdgrad.dual.tensor import dense, dual, structured, tangent
+from fwdgrad.dual.tensor import blocks, dense, dual, structured, tangent
 from fwdgrad.tangents import LowRank, PerExample
 
 
@@ -31,6 +32,11 @@ def _convolution(function: Any, spatial: int) -> Any:
         groups: int = 1,
     ) -> Tensor:
         y = function(input, weight, bias, stride, padding, dilation, groups)
+        in_blocks = blocks(input)
+        if in_blocks is not None and not has_tangent(weight, bias) and y.dim() == spatial + 2:
+            t = in_blocks.convolve(function, weight, stride, padding, dilation)
+            if t is not None:
+                return dual(y, t)
         tx, tw, tb = tangent(input), structured(weight), structured(bias)
         if tx is None and tw is None and tb is None:
             return y

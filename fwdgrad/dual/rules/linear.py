@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fwdgrad.dual.forms import attach
+from fwdgrad.dual.forms import attach, has_tangent
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.rules.products import product
-from fwdgrad.dual.tensor import Dual, dense, dual, structured, tangent
+from fwdgrad.dual.tensor import Dual, blocks, dense, dual, structured, tangent
 from fwdgrad.tangents import LowRank, PerExample, Tangent
 
 
@@ -26,6 +26,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if y is not None:
             return y
     y = F.linear(input, weight, bias)
+    in_blocks = blocks(input)
+    if in_blocks is not None and not has_tangent(weight, bias) and not torch._C._is_any_autocast_enabled():
+        t = in_blocks.linear(weight)
+        if t is not None:
+            return dual(y, t)
     if weight.dim() == 1:
         return attach(y, _sum(product(input, weight), tangent(bias)))
     tx = tangent(input)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fwdgrad.dual.forms import align, composite, linear, shift
 from fwdgrad.dual.registry import register, rule
-from fwdgrad.dual.tensor import tangent, view_of
+from fwdgrad.dual.tensor import blocks, tangent, view_of
 
 
 def _reshaping(function: Callable[..., Any], *aliases: Any) -> None:
@@ -18,6 +18,9 @@ def _reshaping(function: Callable[..., Any], *aliases: Any) -> None:
 
     def handler(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = function(input, *args, **kwargs)
+        in_blocks = blocks(input)
+        if in_blocks is not None and y.dim() == 2 and y.shape[0] == input.shape[0] and y is not input:
+            return view_of(input, y, in_blocks.flatten())
         t = tangent(input)
         return y if t is None or y is input else view_of(input, y, t.reshape(t.shape[0], *y.shape))
 
@@ -98,6 +101,9 @@ linear(attribute("H"), batched=lambda t: t.mH)
 def _expanding(function: Callable[..., Any]) -> None:
     def handler(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = function(input, *args, **kwargs)
+        in_blocks = blocks(input)
+        if in_blocks is not None and y.dim() == 2 and y.shape[0] == input.shape[0] and y is not input:
+            return view_of(input, y, in_blocks.flatten())
         t = tangent(input)
         return y if t is None else view_of(input, y, align(t, y.dim()).expand(t.shape[0], *y.shape))
 

@@ -1,0 +1,126 @@
+"""Directions that share out the entries of one value among them: tangents that are zero outside of their own block."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fwdgrad.dual.masking import Masked
+
+
+def even_blocks(entries: int, count: int) -> tuple[int, int]:
+    """Return how many blocks of one size, about ``count``, the entries are cut into, and the size; the last is filled.
+
+    The number is at most ``count``, and no block is empty.
+    """
+    size = -(-entries // min(count, entries))
+    return -(-entries // size), size
+
+
+class Blocks:
+    """K tangents (K, B, n, ...) of a value: K vectors that are zero but for a block of dimension 1 each.
+
+    ``values`` (B, n, ...) holds the blocks side by side: direction k is ``values[:, k * size : (k + 1) * size]`` in
+    these places and zero elsewhere. A product sums over n, so that a linear layer takes all K of them at the price of
+    one, and so does a convolution.
+
+    Args:
+        values: the entries of all directions.
+        count: K; ``even_blocks`` says which numbers there can be.
+        earlier: tangents (K', B, n, ...) of directions that come before these, dense; none if None.
+    """
+
+    __slots__ = ("count", "earlier", "size", "values")
+
+    def __init__(self, values: Tensor, count: int, earlier: Tensor | Masked | None = None) -> None:
+        even, self.size = even_blocks(values.shape[1], count)
+        if even != count:
+            raise ValueError(f"{values.shape[1]} entries cannot be cut into {count} even blocks, but into {even}")
+        self.values = values
+        self.count = count
+        self.earlier = earlier
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    def after(self, earlier: Tensor) -> Blocks:
+        """Return these tangents behind dense ones of directions that come before them."""
+        return Blocks(self.values, self.count, earlier)
+
+    def relu(self, y: Tensor) -> Blocks:
+        """Return the tangents behind a ReLU with result y; the dense ones are masked when they are asked for."""
+        earlier = None if self.earlier is None else Masked(self.settled(), y._version)
+        return Blocks(torch.ops.aten.threshold_backward(self.values, y, 0), self.count, earlier)
+
+    def flatten(self) -> Blocks:
+        """Return the tangents of ``x.flatten(1)``."""
+        earlier = None if self.earlier is None else self.settled().flatten(2)
+        return Blocks(self.values.flatten(1), self.count, earlier)
+
+    def linear(self, weight: Tensor) -> Tensor | None:
+        """Return the tangents of ``x W'``, (K' + K, B, m), for a value with two dimensions, or None."""
+        if self.values.dim() != 2 or weight.dim() != 2 or weight.dtype is not self.dtype:
+            return None
+        out = self._empty(weight.shape[0])
+        batch, entries = self.values.shape
+        if self.earlier is not None:
+            rows = self.settled().reshape(-1, entries)
+            torch.mm(rows, weight.t(), out=out[: -self.count].view(-1, weight.shape[0]))
+        if self.size == 1:
+            torch.mul(self.values.t().unsqueeze(2), weight.t().unsqueeze(1), out=out[-self.count :])
+            return out
+        values, missing = self.values, self.count * self.size - entries
+        if missing:
+            values, weight = F.pad(values, (0, missing)), F.pad(weight, (0, missing))
+        left = values.view(batch, self.count, self.size).transpose(0, 1)
+        right = weight.view(-1, self.count, self.size).permute(1, 2, 0)
+        torch.bmm(left, right, out=out[-self.count :])
+        return out
+
+    def convolve(self, function: object, weight: Tensor, *geometry: object) -> Tensor | None:
+        """Return the tangents of ``function(x, weight, None, *geometry, 1)``, (K' + K, B, channels, ...), or None.
+
+        Each block is a group of channels with a weight of its own, all in one grouped convolution.
+        """
+        channels = self.values.shape[1]
+        if self.count * self.size != channels or weight.shape[1] != channels or weight.dtype is not self.dtype:
+            return None
+        assert callable(function)
+        kernels = weight.unflatten(1, (self.count, self.size)).transpose(0, 1).flatten(0, 1)
+        moved = function(self.values, kernels, None, *geometry, self.count).unflatten(1, (self.count, -1))
+        moved = moved.transpose(0, 1)
+        if self.earlier is None:
+            return moved
+        earlier = function(self.settled().flatten(0, 1), weight, None, *geometry, 1)
+        return torch.cat([earlier.unflatten(0, (-1, moved.shape[1])), moved])
+
+    def materialize(self) -> Tensor:
+        """Return all tangents as one tensor (K' + K, B, n, ...)."""
+        out = self._empty(*self.values.shape[1:])
+        if self.earlier is not None:
+            out[: -self.count] = self.settled()
+        own = out[-self.count :].zero_()
+        for k in range(self.count):
+            block = slice(k * self.size, (k + 1) * self.size)
+            own[k, :, block] = self.values[:, block]
+        return out
+
+    def settle(self, y: Tensor) -> Blocks:
+        """Mask the dense tangents that wait for it, given the value whose tangents these are."""
+        if type(self.earlier) is Masked:
+            self.earlier = self.earlier.apply(y)
+        return self
+
+    def settled(self) -> Tensor:
+        assert isinstance(self.earlier, Tensor)
+        return self.earlier
+
+    def _empty(self, *rest: int) -> Tensor:
+        before = 0 if self.earlier is None else len(self.settled())
+        shape = (before + self.count, self.values.shape[0], *rest)
+        return torch.empty(shape, dtype=self.dtype, device=self.values.device)
