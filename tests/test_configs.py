@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fwdgrad import ForwardGradient, cli, experiment
+from fwdgrad import Backprop, ForwardGradient, cli, experiment
 from fwdgrad.data import DATASETS, Dataset, Split
 from fwdgrad.functional import Closure
 from fwdgrad.training import Trainer
@@ -85,19 +86,22 @@ def test_every_method_trains_every_model_on_every_dataset(
     )
 
 
-def loss_curve(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> list[float]:
-    """Return the training loss of each step of a run whose steps are large enough to tell two directions apart."""
+def loss_curve(
+    monkeypatch: pytest.MonkeyPatch, method: type[ForwardGradient] | type[Backprop], folder: Path, *overrides: str
+) -> list[float]:
+    """Return the training loss of each step of a run whose steps are large enough to tell two gradients apart."""
     losses: list[float] = []
-    step = ForwardGradient.__call__
+    step: Any = method.__call__
 
-    def recorded(self: ForwardGradient, model: nn.Module, closure: Closure) -> torch.Tensor:
-        loss = step(self, model, closure)
+    def recorded(self: Any, model: nn.Module, closure: Closure) -> torch.Tensor:
+        loss: torch.Tensor = step(self, model, closure)
         losses.append(loss.item())
         return loss
 
     with monkeypatch.context() as patch:
-        patch.setattr(ForwardGradient, "__call__", recorded)
-        settings = ("optimization=fwdgrad", "optimization.learning_rate=1e-2", "optimization.clip_norm=10")
+        patch.setattr(method, "__call__", recorded)
+        name = {ForwardGradient: "fwdgrad", Backprop: "backprop"}[method]
+        settings = (f"optimization={name}", "optimization.learning_rate=1e-2", "optimization.clip_norm=10")
         trainer = experiment.make_trainer(composed(*settings, *overrides), folder)
         trainer.run()
         trainer.tracker.close()
@@ -111,11 +115,25 @@ def test_both_engines_give_every_model_the_same_loss_curve_on_every_dataset(
     chosen = [f"model={model}", f"dataset={dataset}", "dataset.download=false", *SLIM.get(model, [])]
     chosen.append("max_steps=2" if model == "resnet18" else "max_steps=5")
     curves = {
-        name: loss_curve(monkeypatch, tmp_path / name, *chosen, *keys)
+        name: loss_curve(monkeypatch, ForwardGradient, tmp_path / name, *chosen, *keys)
         for name, keys in {"func": ["engine=func"], "dual": ["engine=dual"], "other": ["engine=dual", "seed=1"]}.items()
     }
     assert curves["dual"] == pytest.approx(curves["func"], rel=1e-4)
     assert curves["other"] != pytest.approx(curves["func"], rel=1e-4)
+
+
+@pytest.mark.parametrize("model", files("model"))
+def test_the_tape_gives_every_model_the_loss_curve_of_autograd(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str
+) -> None:
+    chosen = [f"model={model}", *SLIM.get(model, []), "max_steps=2" if model == "resnet18" else "max_steps=5"]
+    tape, wrong = ["engine=tape"], ["engine=tape", "optimization.learning_rate=1.1e-2"]
+    curves = {
+        name: loss_curve(monkeypatch, Backprop, tmp_path / name, *chosen, *keys)
+        for name, keys in {"autograd": ["engine=autograd"], "tape": tape, "wrong": wrong}.items()
+    }
+    assert curves["tape"] == pytest.approx(curves["autograd"], rel=5e-5)
+    assert curves["wrong"] != pytest.approx(curves["autograd"], rel=5e-5)
 
 
 @pytest.mark.parametrize("dataset", files("dataset"))

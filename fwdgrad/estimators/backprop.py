@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -71,13 +72,29 @@ class Backprop:
 
 
 def _accumulate(param: Tensor, gradient: Tensor) -> None:
-    """Add to ``param.grad``; a first gradient becomes it, in memory of its own and the parameter's layout."""
+    """Add to ``param.grad``; a first gradient becomes it, in memory of its own and in the parameter's layout."""
     with torch.no_grad():
-        if param.grad is None:
-            own = torch.empty_like(param)
-            param.grad = own.copy_(gradient)
-        else:
+        if param.grad is not None:
             param.grad.add_(gradient)
+        elif gradient.stride() == param.stride() and _is_alone(gradient):
+            param.grad = gradient.new_empty(0).set_(gradient)  # type: ignore[call-overload]
+        else:
+            param.grad = torch.empty_like(param).copy_(gradient)
+
+
+def _is_alone(x: Tensor) -> bool:
+    """Return whether x fills its memory, in which no tensor lies but x and one that only x, its view, still needs."""
+    storage = x.untyped_storage()
+    return storage.nbytes() == x.numel() * x.element_size() and _holders(x) == _ALONE[x._is_view()]
+
+
+def _holders(x: Tensor) -> tuple[int, int]:
+    """Return how many tensors lie in the memory of x, and how often the one that it views is held."""
+    base = x._base
+    return torch._C._storage_Use_Count(x.untyped_storage()._cdata), 0 if base is None else sys.getrefcount(base)
+
+
+_ALONE = (_holders(torch.empty(1)), _holders(torch.empty(1).squeeze(0)))
 
 
 def _losses(model: nn.Module, closure: Closure) -> Tensor:

@@ -322,8 +322,10 @@ def test_a_transpose_wrong_by_a_thousandth_is_found(monkeypatch: pytest.MonkeyPa
     from checks import check
 
     check(torch.sin, X)
-    (pull, _), terms = TRANSPOSES[aten.mul]
-    monkeypatch.setitem(TRANSPOSES, aten.mul, ((lambda u, x, y: 1.001 * pull(u, x, y), None), terms))
+    pull = TRANSPOSES[aten.mul].pulls[0]
+    assert pull is not None
+    wrong = TRANSPOSES[aten.mul]._replace(pulls=(lambda u, x, y: 1.001 * pull(u, x, y), None))
+    monkeypatch.setitem(TRANSPOSES, aten.mul, wrong)
     monkeypatch.delitem(RECORDERS, aten.mul.Tensor)
     try:
         with pytest.raises(AssertionError, match="tape: <u, Jv>"):

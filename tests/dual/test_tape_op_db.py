@@ -71,9 +71,9 @@ def test_a_transpose_wrong_by_a_thousandth_fails(
 
     op = getattr(torch.ops.aten, operation)
     assert harness.examine_tape(_entry(name)).status == "rule"
-    pulls, terms = TRANSPOSES[op]
-    wrong = [None if pull is None else lambda u, *a, pull=pull, **k: pull(u, *a, **k) * 1.001 for pull in pulls]
-    monkeypatch.setitem(TRANSPOSES, op, (tuple(wrong), terms))
+    right = TRANSPOSES[op].pulls
+    wrong = [None if pull is None else lambda u, *a, pull=pull, **k: pull(u, *a, **k) * 1.001 for pull in right]
+    monkeypatch.setitem(TRANSPOSES, op, TRANSPOSES[op]._replace(pulls=tuple(wrong)))
     for overload in op.overloads():
         RECORDERS.pop(getattr(op, overload), None)
     try:

@@ -46,8 +46,14 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     elif type(tw) is PerExample:
         t = _per_example(input, tw)
     else:
-        t = torch.matmul(input if input.dim() > 1 else input.unsqueeze(0), _aligned(dense(tw).mT, input.dim()))
-        t = t if input.dim() > 1 else t.squeeze(-2)
+        t = dense(tw)
+        if len(t) == 1:
+            single = tb is not None and type(tb) is not PerExample
+            t = F.linear(input, t[0], dense(tb)[0] if single else None).unsqueeze(0)
+            tb = None if single else tb
+        else:
+            t = torch.matmul(input if input.dim() > 1 else input.unsqueeze(0), _aligned(t.mT, input.dim()))
+            t = t if input.dim() > 1 else t.squeeze(-2)
     if tx is not None:
         t = F.linear(tx, weight) if t is None else _add_product(t, tx, weight)
     if tb is not None:

@@ -26,7 +26,7 @@ class Value:
     It is output number ``index`` of a node; without a node it is an input, or, if ``is_zero``, zero.
     """
 
-    __slots__ = ("device", "dtype", "index", "is_zero", "node", "shape")
+    __slots__ = ("device", "dtype", "index", "is_transposed", "is_zero", "node", "shape")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Value:
         self.node = node
         self.index = index
         self.is_zero = is_zero
+        self.is_transposed = False  # a matrix laid out column by column, as it would be if it had memory
 
     def dim(self) -> int:
         """Return the number of dimensions."""

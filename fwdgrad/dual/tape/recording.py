@@ -18,6 +18,7 @@ from fwdgrad.dual.tape.variable import RECORDERS, Variable, assign, shape_only, 
 
 _exclude: Any = torch._C._dispatch_tls_set_dispatch_key_excluded
 _VERSIONED: Any = torch._C.DispatchKey.ADInplaceOrView
+_LISTS = (list, tuple)
 
 
 def resolve(op: Any) -> Callable[..., Any]:
@@ -52,19 +53,24 @@ def _refusing(op: Any) -> Callable[..., Any]:
     return refuse
 
 
-def _recording(op: Any, pulls: Any, terms: Any) -> Callable[..., Any]:
+def _recording(op: Any, pulls: Any, terms: Any, shape: Any) -> Callable[..., Any]:
     name = name_of(op)
 
     def record(*args: Any, **kwargs: Any) -> Any:
         values, places, saved, tensors = _arguments(name, args, pulls, terms, kwargs)
-        out = _shapes_of(op, args, kwargs)
         device = values[0].device
+        sizes = None if shape is None else shape(*args, **kwargs)
+        if sizes is None:
+            out = _shapes_of(op, args, kwargs)
+        else:
+            dtype = values[0].dtype
+            out = [Shape(n, dtype) for n in sizes] if type(sizes) is list else Shape(sizes, dtype)
         if all(v.is_zero for v in values):
-            if isinstance(out, Tensor):
+            if not isinstance(out, tuple | list):
                 return zeros(out.shape, out.dtype, device)
             return tuple([None if o is None else zeros(o.shape, o.dtype, device) for o in out])
         node = Node(name, values, _puller(pulls, places, args), (saved, kwargs), tensors)
-        if isinstance(out, Tensor):
+        if not isinstance(out, tuple | list):
             return variable(node.output(out.shape, out.dtype, device))
         node.several = True
         return tuple([None if o is None else variable(node.output(o.shape, o.dtype, device)) for o in out])
@@ -72,7 +78,7 @@ def _recording(op: Any, pulls: Any, terms: Any) -> Callable[..., Any]:
     return record
 
 
-def _viewing(op: Any, pulls: Any, terms: Any) -> Callable[..., Any]:
+def _viewing(op: Any, pulls: Any, terms: Any, shape: Any) -> Callable[..., Any]:
     name = name_of(op)
 
     def record(x: Variable, *args: Any, **kwargs: Any) -> Any:
@@ -118,19 +124,19 @@ def _arguments(
 ) -> tuple[list[Value], list[int], tuple[Any, ...], list[Tensor]]:
     """Return the values among the arguments, where they stand, all arguments with these in place, and the tensors."""
     places = [i for i, a in enumerate(args) if _has_variable(a)]
-    if any(i >= len(pulls) or pulls[i] is None for i in places) or any(_has_variable(a) for a in kwargs.values()):
-        raise DualError(f"{name}: has no transpose by the argument that is a tangent here; see fwdgrad.dual.transpose")
+    for i in places:
+        if i >= len(pulls) or pulls[i] is None:
+            raise DualError(
+                f"{name}: has no transpose by the argument that is a tangent here; see fwdgrad.dual.transpose"
+            )
+    if kwargs and any(_has_variable(a) for a in kwargs.values()):
+        raise DualError(f"{name}: has no transpose by an argument given by name; see fwdgrad.dual.transpose")
+    if len(terms) > 1 or len(places) > 1:
+        _check_linear(name, args, terms, places)
     saved = list(args)
-    for term in terms:
-        inside = [i for i in term if i in places]
-        if len(inside) > 1:
-            raise DualError(f"{name}: a tangent is multiplied with a tangent, which is not linear")
-        given = [args[i] for i in term if i < len(args)]
-        if given and not inside and not any(_is_zero(a) for a in given):
-            raise DualError(f"{name}: something that is not zero is added to a tangent, which is not linear")
     values: list[Value] = []
     tensors: list[Tensor] = []
-    alone = {term[0] for term in terms if len(term) == 1}
+    alone = [term[0] for term in terms if len(term) == 1]
     for i, a in enumerate(args):
         if i in places:
             if isinstance(a, list | tuple):
@@ -148,8 +154,18 @@ def _arguments(
     return values, places, tuple(saved), tensors
 
 
+def _check_linear(name: str, args: tuple[Any, ...], terms: Any, places: list[int]) -> None:
+    for term in terms:
+        inside = [i for i in term if i in places]
+        if len(inside) > 1:
+            raise DualError(f"{name}: a tangent is multiplied with a tangent, which is not linear")
+        given = [args[i] for i in term if i < len(args)]
+        if given and not inside and not any(_is_zero(a) for a in given):
+            raise DualError(f"{name}: something that is not zero is added to a tangent, which is not linear")
+
+
 def _has_variable(a: Any) -> bool:
-    return type(a) is Variable or (isinstance(a, list | tuple) and any(type(x) is Variable for x in a))
+    return type(a) is Variable or (type(a) in _LISTS and any(type(x) is Variable for x in a))
 
 
 def _value_or_zero(name: str, x: Any) -> Any:
@@ -163,10 +179,13 @@ def _value_or_zero(name: str, x: Any) -> Any:
 
 
 class Shape:
-    """In the place of an argument that is zero: its shape, which a transpose may need."""
+    """In the place of a result, or of an argument that is zero: its shape and dtype."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.shape = x.shape
+    __slots__ = ("dtype", "shape")
+
+    def __init__(self, shape: Any, dtype: torch.dtype) -> None:
+        self.shape = torch.Size(shape)
+        self.dtype = dtype
 
     def dim(self) -> int:
         """Return the number of dimensions."""
@@ -174,7 +193,7 @@ class Shape:
 
 
 def _shape_of(a: Any) -> Any:
-    return Shape(a) if isinstance(a, Tensor) else a
+    return Shape(a.shape, a.dtype) if isinstance(a, Tensor) else a
 
 
 def _kept(x: Tensor, tensors: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ argument may be a Variable, and a term without any must be zero: otherwise the o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,23 +22,38 @@ from torch import Tensor
 from fwdgrad.dual.tape.variable import RECORDERS
 
 Pull = Callable[..., Any]
-TRANSPOSES: dict[Any, tuple[tuple[Pull | None, ...], tuple[tuple[int, ...], ...]]] = {}
-"""From a basic operation (or one overload of it) to the transposes by argument, and its terms."""
+Shape = Callable[..., Any]
+
+
+class Entry(NamedTuple):
+    """What the table knows about a basic operation."""
+
+    pulls: tuple[Pull | None, ...]
+    terms: tuple[tuple[int, ...], ...]
+    shape: Shape | None
+
+
+TRANSPOSES: dict[Any, Entry] = {}
+"""From a basic operation, or one overload of it, to its transposes by argument."""
 
 aten: Any = torch.ops.aten
 
 
-def transpose(op: Any, *pulls: Pull | None, terms: tuple[tuple[int, ...], ...] | None = None) -> None:
+def transpose(
+    op: Any, *pulls: Pull | None, terms: tuple[tuple[int, ...], ...] | None = None, shape: Shape | None = None
+) -> None:
     """Enter the transposes of a linear basic operation, by argument; see the head of this file.
 
     Args:
         op: an operation of ``torch.ops``, or one of its overloads.
         pulls: for each argument, ``pull(u, *args, **kwargs)``, or None.
         terms: which arguments are multiplied with each other.
+        shape: ``shape(*args, **kwargs)`` of the result, a list of them if there are several, or None if their dtype is
+            not that of the arguments. It only saves the time to find that out on the meta device.
     """
     if terms is None:
         terms = (tuple(i for i, pull in enumerate(pulls) if pull is not None),)
-    TRANSPOSES[op] = (pulls, terms)
+    TRANSPOSES[op] = Entry(pulls, terms, shape)
     for overload in [op] if isinstance(op, torch._ops.OpOverload) else [getattr(op, name) for name in op.overloads()]:
         RECORDERS.pop(overload, None)
 
@@ -52,6 +67,22 @@ def custom(*ops: Any) -> Callable[[Pull], Pull]:
         return recorder
 
     return enter
+
+
+def broadcast(*args: Any, **kwargs: Any) -> torch.Size | None:
+    """Return the common shape of the tensors among the arguments, or None if they are not of one dtype."""
+    shape = dtype = None
+    for a in args:
+        if isinstance(a, Tensor):
+            if dtype is None:
+                shape, dtype = a.shape, a.dtype
+            elif a.dtype is not dtype:
+                return None
+            elif shape is not None and a.shape != shape:
+                shape = torch._C._infer_size(shape, a.shape)
+        elif isinstance(a, complex):
+            return None
+    return shape
 
 
 def conj(x: Any) -> Any:

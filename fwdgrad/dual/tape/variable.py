@@ -79,6 +79,8 @@ def view(parent: Variable, value: Value, meta: Tensor, step: Callable[[Any], Any
     out._step = step
     out._root = root = parent if parent._root is None else parent._root
     out._epoch = root._writes
+    stride = meta.stride()
+    value.is_transposed = len(stride) > 1 and stride[-2] == 1 and meta.shape[-1] != 1
     return out
 
 

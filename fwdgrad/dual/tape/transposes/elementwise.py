@@ -7,37 +7,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwdgrad.dual.tape.table import aten, conj, transpose
+from fwdgrad.dual.tape.table import aten, broadcast, conj, transpose
 
-transpose(aten.neg, lambda u, x: -u)
+transpose(aten.neg, lambda u, x: -u, shape=broadcast)
 transpose(
     aten.add,
     lambda u, x, y, alpha=1: u,
     lambda u, x, y, alpha=1: u if alpha == 1 else u * conj(alpha),
     terms=((0,), (1,)),
+    shape=broadcast,
 )
-transpose(aten.sub, lambda u, x, y, alpha=1: u, lambda u, x, y, alpha=1: u * -conj(alpha), terms=((0,), (1,)))
-transpose(aten.rsub, lambda u, x, y, alpha=1: u * -conj(alpha), lambda u, x, y, alpha=1: u, terms=((0,), (1,)))
-transpose(aten.mul, lambda u, x, y: u * conj(y), lambda u, x, y: u * conj(x))
-transpose(aten.div, lambda u, x, y: u / conj(y))
+transpose(
+    aten.sub, lambda u, x, y, alpha=1: u, lambda u, x, y, alpha=1: u * -conj(alpha), terms=((0,), (1,)), shape=broadcast
+)
+transpose(
+    aten.rsub,
+    lambda u, x, y, alpha=1: u * -conj(alpha),
+    lambda u, x, y, alpha=1: u,
+    terms=((0,), (1,)),
+    shape=broadcast,
+)
+transpose(aten.mul, lambda u, x, y: u * conj(y), lambda u, x, y: u * conj(x), shape=broadcast)
+transpose(aten.div, lambda u, x, y: u / conj(y), shape=broadcast)
 transpose(
     aten.addcmul,
     lambda u, x, y, z, value=1: u,
     lambda u, x, y, z, value=1: _scaled(u * conj(z), value),
     lambda u, x, y, z, value=1: _scaled(u * conj(y), value),
     terms=((0,), (1, 2)),
+    shape=broadcast,
 )
 transpose(
     aten.addcdiv,
     lambda u, x, y, z, value=1: u,
     lambda u, x, y, z, value=1: _scaled(u / conj(z), value),
     terms=((0,), (1,)),
+    shape=broadcast,
 )
 transpose(
     aten.lerp,
     lambda u, x, y, w: u * conj(1 - w),
     lambda u, x, y, w: u * conj(w),
     terms=((0,), (1,)),
+    shape=broadcast,
 )
 
 
@@ -58,7 +70,7 @@ transpose(aten.masked_fill, lambda u, x, mask, value: u.masked_fill(mask, 0), te
 
 def _symmetric(op: Any) -> None:
     """Enter an operation that multiplies its first argument, place by place, by something real."""
-    transpose(op, lambda u, x, *rest, **kwargs: op(u, *rest, **kwargs))
+    transpose(op, lambda u, x, *rest, **kwargs: op(u, *rest, **kwargs), shape=broadcast)
 
 
 for _name in ("sigmoid", "tanh", "threshold", "hardtanh", "softplus", "hardswish", "hardsigmoid", "leaky_relu"):

@@ -22,7 +22,10 @@ def _negative_log_likelihood(forward: Any, backward: Any) -> None:
         zero = us[0].new_zeros(x.shape)
         return backward(us[0], zero, *rest, forward(zero, *rest)[1])
 
-    transpose(forward, pull)
+    def shape(x: Any, target: Any, weight: Any, reduction: int, ignore_index: int) -> list[Any]:
+        return [target.shape if reduction == 0 else (), ()]
+
+    transpose(forward, pull, shape=shape)
 
 
 _negative_log_likelihood(aten.nll_loss_forward.default, aten.nll_loss_backward.default)

@@ -9,8 +9,25 @@ from torch import Tensor
 
 from fwdgrad.dual.tape.table import aten, conj, transpose
 
-transpose(aten.mm, lambda u, x, y: u @ y.mH, lambda u, x, y: x.mH @ u)
-transpose(aten.bmm, lambda u, x, y: torch.bmm(u, y.mH), lambda u, x, y: torch.bmm(x.mH, u))
+
+def _product_shape(x: Tensor, y: Tensor) -> tuple[int, ...] | None:
+    return (*x.shape[:-1], y.shape[-1]) if x.dtype is y.dtype else None
+
+
+transpose(aten.mm, lambda u, x, y: u @ y.mH, lambda u, x, y: _by_right(torch.mm, u, x, y), shape=_product_shape)
+transpose(
+    aten.bmm,
+    lambda u, x, y: torch.bmm(u, y.mH),
+    lambda u, x, y: _by_right(torch.bmm, u, x, y),
+    shape=_product_shape,
+)
+
+
+def _by_right(product: Any, u: Tensor, x: Tensor, y: Any) -> Tensor:
+    """Return x^H u, laid out as y would be: a weight is often a transposed view there."""
+    return product(u.mT, conj(x)).mT if y.is_transposed else product(x.mH, u)
+
+
 transpose(aten.mv, lambda u, x, v: torch.outer(u, conj(v)), lambda u, x, v: x.mH @ u)
 transpose(aten.dot, lambda u, x, y: u * conj(y), lambda u, x, y: u * conj(x))
 _TERMS = ((0,), (1, 2))
@@ -19,8 +36,9 @@ for _op, _bmm in ((aten.addmm, torch.mm), (aten.baddbmm, torch.bmm)):
         _op,
         lambda u, a, x, y, beta=1, alpha=1: u if beta == 1 else u * conj(beta),
         lambda u, a, x, y, beta=1, alpha=1, f=_bmm: f(u if alpha == 1 else u * conj(alpha), y.mH),
-        lambda u, a, x, y, beta=1, alpha=1, f=_bmm: f(x.mH, u if alpha == 1 else u * conj(alpha)),
+        lambda u, a, x, y, beta=1, alpha=1, f=_bmm: _by_right(f, u if alpha == 1 else u * conj(alpha), x, y),
         terms=_TERMS,
+        shape=lambda a, x, y, **kwargs: _product_shape(x, y),
     )
 transpose(
     aten.addmv,

@@ -25,8 +25,27 @@ def _count(x: Any, dim: Any) -> int:
 
 
 transpose(aten.sum.default, lambda u, x, dtype=None: u.expand(x.shape))
-transpose(aten.sum.dim_IntList, lambda u, x, dim, keepdim=False, dtype=None: spread(u, x, dim, keepdim))
+
+
+def _reduced(x: Tensor, dim: Any, keepdim: bool = False, dtype: Any = None) -> tuple[int, ...] | None:
+    if dtype is not None and dtype is not x.dtype:
+        return None
+    dims = {d % max(x.dim(), 1) for d in (dim or range(x.dim()))}
+    if keepdim:
+        return tuple([1 if d in dims else n for d, n in enumerate(x.shape)])
+    return tuple([n for d, n in enumerate(x.shape) if d not in dims])
+
+
+transpose(
+    aten.sum.dim_IntList,
+    lambda u, x, dim, keepdim=False, dtype=None: spread(u, x, dim, keepdim),
+    shape=_reduced,
+)
 transpose(aten.mean.default, lambda u, x, dtype=None: (u / _count(x, None)).expand(x.shape))
-transpose(aten.mean.dim, lambda u, x, dim, keepdim=False, dtype=None: spread(u / _count(x, dim), x, dim, keepdim))
+transpose(
+    aten.mean.dim,
+    lambda u, x, dim, keepdim=False, dtype=None: spread(u / _count(x, dim), x, dim, keepdim),
+    shape=_reduced,
+)
 transpose(aten.cumsum, lambda u, x, dim, dtype=None: u.flip(dim).cumsum(dim).flip(dim) if u.dim() else u)
 transpose(aten.trace, lambda u, x: u * torch.eye(*x.shape, dtype=u.dtype, device=u.device))
