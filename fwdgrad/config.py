@@ -19,6 +19,7 @@ class DatasetConfig:
     root: str | None = None
     download: bool = True
     batch_size: int = 64
+    micro_batch_size: int | None = None
     eval_batch_size: int = 1000
     validation_size: int = MISSING
     drop_last: bool = False

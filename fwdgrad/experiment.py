@@ -162,6 +162,7 @@ def make_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         max_steps=max_steps,
         eval_batch_size=cfg.dataset.eval_batch_size,
         context=context,
+        micro_batch_size=cfg.dataset.micro_batch_size,
         clip_norm=cfg.optimization.clip_norm,
         average=make_average(model, cfg.ema_decay) if cfg.ema_decay is not None else None,
         log_every=cfg.log_every,
@@ -258,6 +259,7 @@ def check_config(cfg: DictConfig) -> None:
         ("", "diagnose_every", cfg.diagnose_every, 1),
         ("", "diagnose_samples", cfg.diagnose_samples, 2),
         ("dataset.", "batch_size", cfg.dataset.batch_size, 1),
+        ("dataset.", "micro_batch_size", cfg.dataset.micro_batch_size, 1),
         ("dataset.", "eval_batch_size", cfg.dataset.eval_batch_size, 1),
     ):
         if value is not None and value < minimum:

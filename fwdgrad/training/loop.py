@@ -37,17 +37,40 @@ class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number."""
 
 
-def make_closure(context: Context, inputs: Tensor, targets: Tensor) -> Callable[[nn.Module], Tensor]:
-    """Return the closure of a batch: the per-example losses of a classifier.
+def make_closure(
+    context: Context, inputs: Tensor, targets: Tensor, weight: float = 1.0
+) -> Callable[[nn.Module], Tensor]:
+    """Return the closure of a batch, or of a part of one with a weight: the per-example losses of a classifier.
 
     ``torch.compile`` traces it, so it holds nothing of the trainer.
     """
 
     def closure(model: nn.Module) -> Tensor:
         with context():
-            return F.cross_entropy(model(inputs), targets, reduction="none")
+            losses = F.cross_entropy(model(inputs), targets, reduction="none")
+        return losses if weight == 1.0 else losses * weight
 
     return closure
+
+
+def estimate(
+    estimator: Estimator,
+    model: nn.Module,
+    context: Context,
+    inputs: Tensor,
+    targets: Tensor,
+    micro_batch_size: int | None = None,
+) -> Tensor:
+    """Accumulate the estimate of a batch, as the sum of those of its micro-batches, and return the loss.
+
+    Each micro-batch has a forward pass, and directions, of its own: memory for as many examples, and less variance than
+    one direction for all of them.
+    """
+    count = len(targets)
+    if micro_batch_size is None or micro_batch_size >= count:
+        return estimator(model, make_closure(context, inputs, targets))
+    parts = zip(inputs.split(micro_batch_size), targets.split(micro_batch_size), strict=True)
+    return torch.stack([estimator(model, make_closure(context, x, y, len(y) / count)) for x, y in parts]).sum()
 
 
 @dataclass
@@ -71,6 +94,8 @@ class Trainer:
     eval_batch_size: int
     context: Context
     """Entered around every forward pass: autocast, or nothing."""
+    micro_batch_size: int | None = None
+    """Examples in a forward pass, if not all of a batch."""
     clip_norm: float | None = None
     average: AveragedModel | None = None
     """Of the weights; evaluated in their place."""
@@ -194,7 +219,7 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.diagnose_every is not None and (self.step + 1) % self.diagnose_every == 0:
             self._log_diagnosis(inputs, targets)
-        loss = self.estimator(self.model, make_closure(self.context, inputs, targets))
+        loss = estimate(self.estimator, self.model, self.context, inputs, targets, self.micro_batch_size)
         norm = clip_gradients(self.optimizer, self.clip_norm) if self.clip_norm is not None else None
         # Parameters are changed only after this step's figures could be read off the estimate.
         log_now = (self.step + 1) % self.log_every == 0
