@@ -34,6 +34,10 @@ class Recent:
         self._kept[name] = made, size
         return made
 
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._kept.clear()
+
 
 def layers(params: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Group parameters by the layer that holds them: by all of their names but the last part."""

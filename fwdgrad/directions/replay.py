@@ -37,9 +37,13 @@ class Replay:
                 "depends on the key and the parameter alone, or choose replay=False"
             )
         self.direction = direction
+        self._recent: Recent | None = None
 
     def sample(self, params: Params, generator: KeyedGenerator) -> dict[str, Replayed]:
+        if self._recent is not None:  # of an estimate that may still be waiting for its update
+            self._recent.clear()
         recent, replayed = Recent(params), {}
+        self._recent = recent
         for layer, members in layers(params).items():
 
             def draw_layer(members: Params = members) -> Mapping[str, Tangent]:
