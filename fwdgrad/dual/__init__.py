@@ -12,7 +12,7 @@ from fwdgrad.dual import rules as rules
 from fwdgrad.dual.api import directional_derivatives, jvp
 from fwdgrad.dual.blocks import Blocks, even_blocks
 from fwdgrad.dual.fallback import fallback_counts
-from fwdgrad.dual.perturb import bypasses, perturb, perturbed, pushforward
+from fwdgrad.dual.perturb import bypasses, keeps_blocks, perturb, perturbed, pushforward
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.reverse import grad, value_and_grad, vjp
 from fwdgrad.dual.tape.linear_map import linear_map
@@ -30,6 +30,7 @@ __all__ = [
     "fallback_counts",
     "grad",
     "jvp",
+    "keeps_blocks",
     "linear_map",
     "perturb",
     "perturbed",

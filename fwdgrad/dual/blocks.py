@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,26 +21,25 @@ def even_blocks(entries: int, count: int) -> tuple[int, int]:
 
 
 class Blocks:
-    """K tangents (K, B, n, ...) of a value: K vectors that are zero but for a block of dimension 1 each.
+    """K tangents (K, B, ...) of a value: vectors that are zero but for a block of each example's entries.
 
-    ``values`` (B, n, ...) holds the blocks side by side: direction k is ``values[:, k * size : (k + 1) * size]`` in
-    these places and zero elsewhere. A product sums over n, so that a linear layer takes all K of them at the price of
-    one, and so does a convolution.
+    ``values`` (B, ...) holds the blocks one behind the other: with n entries of an example, in their order, direction k
+    is ``values`` from entry ``k size`` to ``(k + 1) size`` and zero elsewhere. What acts on each entry by itself leaves
+    them so. A product sums over the entries, so that a linear layer takes all K directions at the price of one, and so
+    does a convolution if a block is some whole channels.
 
     Args:
         values: the entries of all directions.
-        count: K; ``even_blocks`` says which numbers there can be.
-        earlier: tangents (K', B, n, ...) of directions that come before these, dense; none if None.
+        size: entries in a block; the last may have fewer.
+        earlier: tangents (K', B, ...) of directions that come before these, dense; none if None.
     """
 
     __slots__ = ("count", "earlier", "size", "values")
 
-    def __init__(self, values: Tensor, count: int, earlier: Tensor | Masked | None = None) -> None:
-        even, self.size = even_blocks(values.shape[1], count)
-        if even != count:
-            raise ValueError(f"{values.shape[1]} entries cannot be cut into {count} even blocks, but into {even}")
+    def __init__(self, values: Tensor, size: int, earlier: Tensor | Masked | None = None) -> None:
         self.values = values
-        self.count = count
+        self.size = size
+        self.count = -(-values.shape[1:].numel() // size)
         self.earlier = earlier
 
     def __len__(self) -> int:
@@ -50,17 +51,22 @@ class Blocks:
 
     def after(self, earlier: Tensor) -> Blocks:
         """Return these tangents behind dense ones of directions that come before them."""
-        return Blocks(self.values, self.count, earlier)
+        return Blocks(self.values, self.size, earlier)
 
     def relu(self, y: Tensor) -> Blocks:
         """Return the tangents behind a ReLU with result y; the dense ones are masked when they are asked for."""
         earlier = None if self.earlier is None else Masked(self.settled(), y._version)
-        return Blocks(torch.ops.aten.threshold_backward(self.values, y, 0), self.count, earlier)
+        return Blocks(torch.ops.aten.threshold_backward(self.values, y, 0), self.size, earlier)
+
+    def map(self, push: Callable[[Tensor], Tensor]) -> Blocks:
+        """Return what an elementwise function makes of the tangents; ``push`` takes some, (K, B, ...)."""
+        earlier = None if self.earlier is None else push(self.settled())
+        return Blocks(push(self.values.unsqueeze(0)).squeeze(0), self.size, earlier)
 
     def flatten(self) -> Blocks:
         """Return the tangents of ``x.flatten(1)``."""
         earlier = None if self.earlier is None else self.settled().flatten(2)
-        return Blocks(self.values.flatten(1), self.count, earlier)
+        return Blocks(self.values.flatten(1), self.size, earlier)
 
     def linear(self, weight: Tensor) -> Tensor | None:
         """Return the tangents of ``x W'``, (K' + K, B, m), for a value with two dimensions, or None."""
@@ -82,16 +88,17 @@ class Blocks:
         torch.bmm(left, right, out=out[-self.count :])
         return out
 
-    def convolve(self, function: object, weight: Tensor, *geometry: object) -> Tensor | None:
+    def convolve(self, function: Callable[..., Tensor], weight: Tensor, *geometry: object) -> Tensor | None:
         """Return the tangents of ``function(x, weight, None, *geometry, 1)``, (K' + K, B, channels, ...), or None.
 
         Each block is a group of channels with a weight of its own, all in one grouped convolution.
         """
-        channels = self.values.shape[1]
-        if self.count * self.size != channels or weight.shape[1] != channels or weight.dtype is not self.dtype:
+        channels, positions = self.values.shape[1], self.values.shape[2:].numel()
+        group, rest = divmod(self.size, positions)
+        whole = rest == 0 and self.count * group == channels == weight.shape[1]
+        if not whole or weight.dtype is not self.dtype:
             return None
-        assert callable(function)
-        kernels = weight.unflatten(1, (self.count, self.size)).transpose(0, 1).flatten(0, 1)
+        kernels = weight.unflatten(1, (self.count, group)).transpose(0, 1).flatten(0, 1)
         moved = function(self.values, kernels, None, *geometry, self.count).unflatten(1, (self.count, -1))
         moved = moved.transpose(0, 1)
         if self.earlier is None:
@@ -100,14 +107,14 @@ class Blocks:
         return torch.cat([earlier.unflatten(0, (-1, moved.shape[1])), moved])
 
     def materialize(self) -> Tensor:
-        """Return all tangents as one tensor (K' + K, B, n, ...)."""
+        """Return all tangents as one tensor (K' + K, B, ...)."""
         out = self._empty(*self.values.shape[1:])
         if self.earlier is not None:
             out[: -self.count] = self.settled()
-        own = out[-self.count :].zero_()
+        own, values = out[-self.count :].zero_().flatten(2), self.values.flatten(1)
         for k in range(self.count):
             block = slice(k * self.size, (k + 1) * self.size)
-            own[k, :, block] = self.values[:, block]
+            own[k, :, block] = values[:, block]
         return out
 
     def settle(self, y: Tensor) -> Blocks:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fwdgrad.dual.decompose import composite as _composite
 from fwdgrad.dual.registry import register
-from fwdgrad.dual.tensor import Dual, DualError, dual, dual_sharing, name_of, tangent, view_of
+from fwdgrad.dual.tensor import Dual, DualError, blocks, dual, dual_sharing, name_of, tangent, view_of
 
 Rule = Callable[..., Any]
 
@@ -27,9 +27,13 @@ def unary(function: Callable[..., Any], derivative: Callable[..., Any], *aliases
 
     def handler(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = function(input, *args, **kwargs)
-        t = tangent(input)
+        in_blocks = blocks(input)
+        t = tangent(input) if in_blocks is None else None
         if args or kwargs:
             _check_constants(function, args, kwargs)
+        if in_blocks is not None:
+            slope = derivative(input, y, *args, **kwargs)
+            return dual(y, in_blocks.map(lambda t: t * slope))
         return y if t is None else dual(y, t * derivative(input, y, *args, **kwargs))
 
     register(handler, function, *aliases)
@@ -44,9 +48,12 @@ def pointwise(function: Callable[..., Any], push: Callable[..., Tensor], *aliase
 
     def handler(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = function(input, *args, **kwargs)
-        t = tangent(input)
+        in_blocks = blocks(input)
+        t = tangent(input) if in_blocks is None else None
         if args or kwargs:
             _check_constants(function, args, kwargs)
+        if in_blocks is not None:
+            return dual(y, in_blocks.map(lambda t: push(t, input, y, *args, **kwargs)))
         return y if t is None else dual(y, push(t, input, y, *args, **kwargs))
 
     register(handler, function, *aliases)

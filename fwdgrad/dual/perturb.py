@@ -66,6 +66,16 @@ def bypasses(fn: Callable[[], tuple[Tensor, Any]]) -> bool:
             return tangent(value) is not None
 
 
+def keeps_blocks(fn: Callable[[], tuple[Tensor, Any]]) -> bool:
+    """Evaluate ``fn() -> (value, aux)``, in which ``perturb`` starts directions in blocks; say whether they stay so.
+
+    They end in a product that takes all of them at the price of one, unless an operation before has no rule for blocks.
+    """
+    with evaluation(0, "silent") as running:
+        fn()
+        return not running.written_out
+
+
 def pushforward(
     fn: Callable[[dict[str, Tensor]], Tensor], params: Mapping[str, Tensor], tangents: Mapping[str, Tangent]
 ) -> Tensor | None:

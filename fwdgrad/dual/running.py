@@ -33,6 +33,7 @@ class Evaluation:
         self.num_directions = num_directions
         self.fallback = fallback
         self.taped = taped
+        self.written_out = False  # an operation has met tangents in blocks and taken them as dense ones
         self.promoted: list[weakref.ref[Tensor]] = []
         self._grad_enabled = True
 

@@ -230,6 +230,7 @@ def tangent(x: Any) -> Tensor | None:
         x._tangent = t = t.apply(x)
         return t
     if type(t) is Blocks:
+        _running().written_out = True
         x._tangent = t = t.settle(x).materialize()
         return t
     return dense(t)
@@ -294,6 +295,10 @@ def mirror(root: Dual) -> None:
 
 def zero_tangents(x: Tensor, stride: tuple[int, ...] | None = None) -> Tensor:
     """Return new tangents for a tensor without; their K is that which the running evaluation has noted."""
+    return _running().zeros(x, stride)
+
+
+def _running() -> Any:
     from fwdgrad.dual.running import current
 
-    return current().zeros(x, stride)
+    return current()

@@ -16,7 +16,16 @@ from fwdgrad.dual import directional_derivatives, even_blocks, perturb, perturbe
 from fwdgrad.estimators.base import StepRecord, check_positive_integer
 from fwdgrad.estimators.noise import ActivityNoise, BlockNoise, Noise, WeightNoise
 from fwdgrad.estimators.parts import sum_parts
-from fwdgrad.estimators.sites import MEMORY, Site, at_sites, check_per_example, find_pieces, find_sites, group_sites
+from fwdgrad.estimators.sites import (
+    MEMORY,
+    Site,
+    at_sites,
+    check_per_example,
+    find_pieces,
+    find_sites,
+    find_unit,
+    group_sites,
+)
 from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_independent_examples
 from fwdgrad.randomness import KeyedGenerator, global_random_state
 from fwdgrad.words import check_word
@@ -24,7 +33,6 @@ from fwdgrad.words import check_word
 _EXACT_OUTPUT_WIDTH = 256  # a wider output layer is perturbed like the others
 _MOST_DIRECTIONS = 8.0  # times num_directions, for a layer close to the output
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CHANNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -142,8 +150,9 @@ class ActivityPerturbation:
             noise: Noise
             if site.space == "weight":
                 noise = WeightNoise(layer, x, output, site.count, active, generator, name)
-            elif site.blocks:
-                noise = BlockNoise(output, site.count, active, generator, name)
+            elif site.unit:
+                size = site.unit * even_blocks(site.width // site.unit, site.count)[1]
+                noise = BlockNoise(output, size, active, generator, name)
             else:
                 noise = ActivityNoise(output, site.count, active, generator, name, site.parts)
             started.append((layer, x, noise))
@@ -191,7 +200,7 @@ class ActivityPerturbation:
         if losses.dim() > 1:
             replay()
             sites = find_pieces(model, function, sites, losses)
-        sites = self._allocate(model, sites)
+        sites = self._allocate(model, function, sites)
         groups = group_sites(model, function, sites)
         replay()
         owned = {id(param) for site in sites for param in model.get_submodule(site.layer).parameters(recurse=False)}
@@ -199,30 +208,41 @@ class ActivityPerturbation:
         self.plan = Plan(key, groups, outside)
         return self.plan
 
-    def _allocate(self, model: nn.Module, sites: list[Site]) -> list[Site]:
+    def _allocate(self, model: nn.Module, function: FunctionalModel, sites: list[Site]) -> list[Site]:
         """Choose for each site what is perturbed, and its number of directions."""
-        sites = [self._choose_space(model.get_submodule(site.layer), site) for site in sites]
+        sites = [self._choose_space(model, function, site, site is sites[-1]) for site in sites]
         costs = _direction_costs(sites)
         chosen = []
         for site, cost in zip(sites, costs, strict=True):
             if site is sites[-1] and self.exact_output and site.width <= _EXACT_OUTPUT_WIDTH:
-                chosen.append(replace(site, space="activity", blocks=False, count=site.width))
+                chosen.append(replace(site, space="activity", count=site.width))
                 continue
             more = min(math.sqrt(max(costs) / cost), _MOST_DIRECTIONS) if self.allocation == "cost" else 1.0
             count = max(round(self.num_directions * more), 1)
-            chosen.append(replace(site, count=even_blocks(site.shape[1], count)[0] if site.blocks else count))
+            if (
+                site.space == "weight"
+            ):  # beyond a direction for each row, every one adds as many numbers to the gradient
+                layer: Any = model.get_submodule(site.layer)
+                count = min(count, max(self.num_directions, len(layer.weight)))
+            elif site.unit:
+                count = even_blocks(site.width // site.unit, count)[0]
+            chosen.append(replace(site, count=count))
         return chosen
 
-    def _choose_space(self, layer: nn.Module, site: Site) -> Site:
+    def _choose_space(self, model: nn.Module, function: FunctionalModel, site: Site, last: bool) -> Site:
         """Choose whether the weights of a layer are perturbed rather than its output, and whether in blocks."""
+        layer = model.get_submodule(site.layer)
         weights = sum(param.numel() for param in layer.parameters(recurse=False))
-        in_weights = type(layer) in _PRODUCTS and (
+        if type(layer) in _PRODUCTS and (
             self.space == "weight"
             or (self.space == "auto" and weights < site.width and self.num_directions < site.width)
-        )
-        # Blocks of features, or of channels if there are enough of them.
-        blocks = len(site.shape) == 2 or (type(layer) in _CHANNELS and self.num_directions <= site.shape[1])
-        return replace(site, space="weight" if in_weights else "activity", blocks=blocks and not site.parts)
+        ):
+            site = replace(site, space="weight")
+        if last or site.parts or len(site.shape) < 2:
+            return site
+        unit = find_unit(model, function, site)
+        by_entry = unit == 1 and site.space == "activity"
+        return replace(site, unit=unit) if by_entry or self.num_directions * unit <= site.width else site
 
 
 def _direction_costs(sites: list[Site]) -> list[float]:
@@ -234,7 +254,7 @@ def _direction_costs(sites: list[Site]) -> list[float]:
     costs: list[float] = []
     behind = 0.0
     for site, after in zip(reversed(sites), [None, *reversed(sites[1:])], strict=True):
-        if site.blocks and after is not None:
+        if site.unit and after is not None:
             costs.append(behind - after.products)
         else:
             costs.append(site.width * MEMORY + behind)

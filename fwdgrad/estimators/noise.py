@@ -37,7 +37,7 @@ class Noise(Protocol):
 class BlockNoise:
     """Signs on the outputs of each example, shared out among K directions in blocks of neighbours.
 
-    Direction k moves the outputs of its block S_k of dimension 1 (of features, of channels) by independent signs e_j.
+    Direction k moves the outputs of its block S_k by independent signs e_j.
     With the derivative ``s_k = sum_{j in S_k} e_j g_j`` the estimate ``s_k e_j`` of g_j, j in S_k, is unbiased, since
     ``E[e_i e_j]`` vanishes unless i = j, and its second moment is ``sum_k |S_k| |g_{S_k}|^2``: about ``n / K |g|^2``
     for n outputs with influence, where K directions that each move all of them have ``(n + K - 1) / K |g|^2``. With a
@@ -46,18 +46,18 @@ class BlockNoise:
     (``dual.blocks``).
 
     Args:
-        output: what is perturbed, (B, n, ...).
-        count: K, a number of even blocks of n.
+        output: what is perturbed, (B, ...).
+        size: outputs of one example in a block.
         active: which outputs have influence, of the output's shape; None: all.
         generator: draws the signs, one for each output.
         name: their name.
     """
 
-    def __init__(self, output: Tensor, count: int, active: Tensor | None, generator: KeyedGenerator, name: str) -> None:
+    def __init__(self, output: Tensor, size: int, active: Tensor | None, generator: KeyedGenerator, name: str) -> None:
         signs = generator.signs(name, output.numel(), output.dtype, output.device).view(output.shape)
         self._signs = signs if active is None else signs * active
-        self._blocks = Blocks(self._signs, count)
-        self.count = count
+        self._blocks = Blocks(self._signs, size)
+        self.count = len(self._blocks)
 
     def tangents(self) -> Blocks:
         """Return the directions, (K, *output.shape)."""
@@ -65,8 +65,8 @@ class BlockNoise:
 
     def estimate(self, derivatives: Tensor) -> Tensor:
         """Return the estimate of each example's gradient by the output, from derivatives (K, B)."""
-        weights = derivatives.T.repeat_interleave(self._blocks.size, 1)[:, : self._signs.shape[1]]
-        return weights.reshape(*weights.shape, *[1] * (self._signs.dim() - 2)) * self._signs.to(derivatives.dtype)
+        each = derivatives.T.repeat_interleave(self._blocks.size, 1)[:, : self._signs[0].numel()]
+        return each.reshape(self._signs.shape) * self._signs.to(derivatives.dtype)
 
     def gradients(self, layer: nn.Module, x: Tensor, derivatives: Tensor) -> dict[str, Tensor]:
         """Return the estimates of the sums over examples of the gradients by the layer's parameters."""
@@ -188,7 +188,7 @@ class WeightNoise:
         assert moved is not None
         in_rows = not isinstance(layer, nn.Linear) or x.dim() == 2  # then dimension 1 of the output is that of the rows
         if inner == 1 and in_rows:
-            return Blocks(moved[0], self._outer)
+            return Blocks(moved[0], self._size * moved.shape[3:].numel())
         axis = 2 if in_rows else -1
         blocks = torch.arange(moved.shape[axis], device=x.device) // self._size
         members = (blocks == torch.arange(self._outer, device=x.device).unsqueeze(1)).to(moved.dtype)

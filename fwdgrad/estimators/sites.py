@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fwdgrad.dual import bypasses, perturb, perturbed
+from fwdgrad.dual import Blocks, bypasses, keeps_blocks, perturb, perturbed
 from fwdgrad.estimators.local_gradients import LOCAL_GRADIENTS
 from fwdgrad.estimators.parts import find_parts, piece_size
 from fwdgrad.functional import FunctionalModel
@@ -46,8 +46,8 @@ class Site:
     """In how many pieces each dimension is, each with influence on one part of the losses only."""
     space: str = "activity"
     """What is perturbed: ``activity``, the output, or ``weight``."""
-    blocks: bool = False
-    """Whether the directions share out the output's dimension 1 in blocks."""
+    unit: int = 0
+    """The directions share out the output in blocks of multiples of this many entries; 0: not in blocks."""
     count: int = 1
     """Number of directions."""
 
@@ -133,6 +133,26 @@ def find_pieces(model: nn.Module, function: FunctionalModel, sites: list[Site], 
             parts = find_parts(site.shape, parts, derive)
         found.append(replace(site, parts=parts, width=piece_size(site.shape, parts)))
     return found
+
+
+def find_unit(model: nn.Module, function: FunctionalModel, site: Site) -> int:
+    """Find out in what units the next product takes a site's output in blocks: entries (1), channels, or not (0).
+
+    Of one in the weights, the rows of the weight are shared out, each of which makes a channel.
+    """
+    channels, entries = site.shape[1], site.shape[1:].numel()
+    positions = entries // channels
+    if site.space == "activity" and _keeps_blocks(model, function, site, entries // 2 // positions * positions + 1):
+        return 1
+    return positions if _keeps_blocks(model, function, site, -(-channels // 2) * positions) else 0
+
+
+def _keeps_blocks(model: nn.Module, function: FunctionalModel, site: Site, size: int) -> bool:
+    def act(site: Site, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        return perturb(output, Blocks(torch.ones_like(output), size))
+
+    with at_sites(model, [site], act):
+        return keeps_blocks(lambda: function(function.params))
 
 
 def group_sites(model: nn.Module, function: FunctionalModel, sites: list[Site]) -> list[list[Site]]:
