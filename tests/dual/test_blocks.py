@@ -50,7 +50,8 @@ MATRICES: dict[str, Chain] = {
 }
 IMAGES: dict[str, Chain] = {
     "convolution": lambda x: torch.conv2d(x, KERNEL, BIAS),
-    "convolution with geometry": lambda x: torch.conv2d(F.relu(x), KERNEL, None, 2, 1, 2),
+    "convolution with geometry": lambda x: torch.conv2d(F.relu(x), KERNEL, None, (2, 1), (0, 1), (1, 2)),
+    "convolution of three dimensions": lambda x: torch.conv3d(x.unsqueeze(2), KERNEL.unsqueeze(2)),
     "grouped convolution": lambda x: torch.conv2d(x, randn(6, 6, 2, 2), None, 1, 0, 1, 2),
     "convolution of padding by name": lambda x: torch.conv2d(x, KERNEL, None, 1, "same"),
     "flatten": lambda x: F.linear(F.relu(x).flatten(1), randn(3, x.shape[1:].numel())),

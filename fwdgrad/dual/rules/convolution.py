@@ -34,7 +34,7 @@ def _convolution(function: Any, spatial: int) -> Any:
         y = function(input, weight, bias, stride, padding, dilation, groups)
         in_blocks = blocks(input)
         if in_blocks is not None and not has_tangent(weight, bias) and y.dim() == spatial + 2:
-            t = in_blocks.convolve(function, weight, stride, padding, dilation)
+            t = in_blocks.convolve(function, weight, y.shape[2:], stride, padding, dilation)
             if t is not None:
                 return dual(y, t)
         tx, tw, tb = tangent(input), structured(weight), structured(bias)
