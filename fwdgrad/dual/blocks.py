@@ -69,6 +69,19 @@ class Blocks:
         earlier = None if self.earlier is None else self.settled().flatten(2)
         return Blocks(self.values.flatten(1), self.size, earlier)
 
+    def by_channel(self, push: Callable[[Tensor], Tensor]) -> Blocks | None:
+        """Return what a function of each channel makes of the tangents, or None where blocks cut through channels.
+
+        Args:
+            push: takes tangents (K, B, channels, ...) to (K, B, channels, ...).
+        """
+        channels, rest = divmod(self.size, self.values.shape[2:].numel())
+        if rest or self.values.dim() < 3:
+            return None
+        values = push(self.values.unsqueeze(0)).squeeze(0)
+        earlier = None if self.earlier is None else push(self.settled())
+        return Blocks(values, channels * values.shape[2:].numel(), earlier)
+
     def linear(self, weight: Tensor) -> Tensor | None:
         """Return the tangents of ``x W'``, (K' + K, B, m), for a value with two dimensions, or None."""
         if self.values.dim() != 2 or weight.dim() != 2 or weight.dtype is not self.dtype:

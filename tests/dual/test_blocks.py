@@ -62,6 +62,8 @@ IMAGES: dict[str, Chain] = {
         F.relu(x.contiguous(memory_format=torch.channels_last)).flatten(1), randn(3, 192)
     ),
     "pooling": lambda x: F.max_pool2d(F.relu(x), 2),
+    "pooling, convolution": lambda x: torch.conv2d(F.max_pool2d(x, 2, 1), KERNEL),
+    "average": lambda x: F.avg_pool2d(x, 2),
 }
 
 
@@ -140,7 +142,9 @@ def test_even_blocks(entries: int, count: int, expected: tuple[int, int]) -> Non
         ("convolution", 32, True),
         ("convolution", 7, False),
         ("convolution", 5 * 16, False),  # 12 channels are not so many blocks of 5
-        ("pooling", 16, False),
+        ("pooling, convolution", 16, True),
+        ("pooling, convolution", 8, False),
+        ("average", 16, False),
         ("written behind a view", 16, False),
     ],
 )

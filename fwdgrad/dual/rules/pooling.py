@@ -11,7 +11,7 @@ from torch import Tensor
 from fwdgrad.dual.folding import folded
 from fwdgrad.dual.forms import linear
 from fwdgrad.dual.registry import register
-from fwdgrad.dual.tensor import dual, relu_source, tangent
+from fwdgrad.dual.tensor import blocks, dual, relu_source, tangent
 
 _nn = torch._C._nn
 
@@ -47,6 +47,11 @@ def _maximum(spatial: int) -> None:
         return_indices: bool = True,
     ) -> tuple[Tensor, Tensor]:
         values, indices = both(input, kernel_size, [] if stride is None else stride, padding, dilation, ceil_mode)
+        in_blocks = blocks(input)
+        if in_blocks is not None and input.dim() == spatial + 2:
+            moved = in_blocks.by_channel(lambda t: _picked(t, indices, spatial))
+            if moved is not None:
+                return dual(values, moved), indices
         unmasked = relu_source(input)  # the largest entry of relu(x) is masked iff it is not positive
         if unmasked is not None:
             picked = _picked(unmasked, indices, spatial)
