@@ -166,6 +166,11 @@ METHODS["forward_gradient-momentum"] = Method(
     samples=512,
     steps=256,
 )
+# Unbiased in the first step, when nothing has been learnt; tests/test_momentum_bias.py states the bias of the others.
+for _direction, _engine in (("normal", "func"), ("low_rank", "dual")):
+    METHODS[f"forward_gradient-guided-{_direction}-{_engine}"] = Method(
+        partial(ForwardGradient, direction=_direction, engine=_engine, momentum_bias=0.5), SECOND_MOMENTS[_direction]
+    )
 for _direction, _engine in (("normal", "func"), ("low_rank", "dual")):
     METHODS[f"forward_gradient-projection-{_direction}-{_engine}"] = Method(
         partial(ForwardGradient, direction=_direction, engine=_engine, aggregation="projection"),

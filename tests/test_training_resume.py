@@ -32,6 +32,7 @@ RUNS = [
         "model.groups=2",
     ),
     ("optimization=fwdgrad_fast", "optimization.control_variate=momentum", "optimization.clip_derivatives=1.5"),
+    ("optimization=fwdgrad", "optimization.momentum_bias=0.3", "optimization.num_directions=2"),
     ("optimization=multi_tangent", "optimization.clip_derivatives=3", "optimization.learning_rate=auto"),
     ("optimization=backprop", "optimizer.momentum=0.9", "model._target_=own_models.dropout_net"),
     ("optimization=backprop", "optimizer=adamw", "scheduler=cosine", "model._target_=own_models.batch_norm_net"),

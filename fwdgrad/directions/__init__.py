@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fwdgrad.directions.base import Direction, FromCallable, SampleFunction, is_per_example
 from fwdgrad.directions.coordinate import Coordinate
 from fwdgrad.directions.dense import Normal, Rademacher, Sparse, Sphere
+from fwdgrad.directions.guided import Guided
 from fwdgrad.directions.low_rank import LowRank
 from fwdgrad.directions.orthogonal import Orthogonal
 from fwdgrad.directions.per_example import PerExample
@@ -71,6 +72,7 @@ __all__ = [
     "Coordinate",
     "Direction",
     "FromCallable",
+    "Guided",
     "LowRank",
     "Normal",
     "Orthogonal",

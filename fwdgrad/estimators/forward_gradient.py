@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fwdgrad.directions import Direction, Replay, SampleFunction, is_per_example, make_direction
+from fwdgrad.directions import Direction, Guided, Replay, SampleFunction, is_per_example, make_direction
 from fwdgrad.engines import Engine, Evaluation, Func, Function, make_engine
 from fwdgrad.estimators.base import StepRecord, check_positive_integer, deposit
 from fwdgrad.estimators.control_variates import ControlVariate, GuessFunction, dots, make_control_variate
@@ -53,6 +53,9 @@ class ForwardGradient:
             all K directions of a step at once, even where they are evaluated in chunks.
         control_variate: a guess c of the gradient: ``momentum`` (an average of past estimates), a function of the
             parameters, or an object; the estimate is then ``c`` plus the one of ``grad f - c``, unbiased for every c.
+        momentum_bias: a, between 0 and 1: each direction becomes ``sqrt(1 - a) v + sqrt(a P) e m / |m|`` with a sign e
+            and the running mean m of past estimates. **The estimate is then biased**: given m its mean is ``(1 - a)
+            grad f + a P (grad f . m) m / |m|^2``; see :class:`~fwdgrad.directions.Guided`. None for none.
         clip_derivatives: clip each ``|grad f . v_k|`` at so many running medians; see
             :class:`~fwdgrad.estimators.stability.Safeguard` for the bias. None not to clip.
         patience: a derivative that is not finite is left out; stop after so many steps in a row with one.
@@ -76,11 +79,13 @@ class ForwardGradient:
         reduce: Callable[[Tensor], Tensor] | None = None,
         aggregation: str = "mean",
         control_variate: str | ControlVariate | GuessFunction | None = None,
+        momentum_bias: float | None = None,
         clip_derivatives: float | None = None,
         patience: int = 10,
     ) -> None:
         made = make_direction(direction)
-        self.direction: Direction = Replay(made) if replay else made
+        self.guided = None if momentum_bias is None else Guided(made, momentum_bias)
+        self.direction: Direction = self.guided or (Replay(made) if replay else made)
         self.num_directions = check_positive_integer("num_directions", num_directions)
         self.chunk_size = check_positive_integer(
             "chunk_size", self.num_directions if chunk_size is None else chunk_size
@@ -94,6 +99,8 @@ class ForwardGradient:
         check_word("aggregation", aggregation, AGGREGATIONS)
         self.aggregation = aggregation
         self.control_variate = None if control_variate is None else make_control_variate(control_variate)
+        if self.guided is not None:
+            _check_guided(replay, aggregation, control_variate)
         self.safeguard = Safeguard(clip_derivatives, patience)
         self.step = 0
         self.last: StepRecord | None = None
@@ -128,6 +135,8 @@ class ForwardGradient:
         state: dict[str, Any] = {"seed": self.seed, "step": self.step, "safeguard": self.safeguard.state_dict()}
         if self.control_variate is not None:
             state["control_variate"] = self.control_variate.state_dict()
+        if self.guided is not None:
+            state["guided"] = self.guided.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -135,6 +144,8 @@ class ForwardGradient:
         self.safeguard.load_state_dict(state["safeguard"])
         if self.control_variate is not None and "control_variate" in state:
             self.control_variate.load_state_dict(state["control_variate"])
+        if self.guided is not None and "guided" in state:
+            self.guided.load_state_dict(state["guided"])
 
     def _terms(
         self, fn: Function, params: Mapping[str, Tensor], chunks: list[Evaluation]
@@ -142,6 +153,8 @@ class ForwardGradient:
         """Yield tangents and coefficients of which the estimate is the sum; append each evaluation to ``chunks``."""
         variate = self.control_variate
         guess = variate.guess(params, self.num_directions) if variate is not None else None
+        if self.guided is not None:
+            self.guided.start(params)
         residuals = []
         for evaluation, tangents in self._evaluate(fn, params):
             chunks.append(evaluation)
@@ -159,6 +172,8 @@ class ForwardGradient:
                 yield tangents, coefficients
                 if variate is not None:
                     variate.observe(tangents, coefficients)
+                if self.guided is not None:
+                    self.guided.observe(tangents, coefficients)
         seen = residuals[0] if len(residuals) == 1 else torch.cat(residuals)
         if self.aggregation == "projection":
             if len(residuals) > 1:
@@ -170,6 +185,8 @@ class ForwardGradient:
                 variate.observe(tangents, coefficients)
         if guess is not None:
             yield {name: Dense(value.unsqueeze(0)) for name, value in guess.items()}, seen.new_ones(1)
+        if self.guided is not None:
+            self.guided.finish()
         self.safeguard.observe(seen)
 
     def _evaluate(self, fn: Function, params: Mapping[str, Tensor]) -> Iterator[tuple[Evaluation, Tangents]]:
@@ -246,6 +263,23 @@ def forward_gradient(
     record = _record(chunks)
     assert record.directional_derivatives is not None
     return GradientEstimate(record.value, gradient, record.directional_derivatives)
+
+
+def _check_guided(replay: bool, aggregation: str, control_variate: object) -> None:
+    """Raise ValueError if an option cannot be combined with ``momentum_bias``."""
+    if replay:
+        raise ValueError(
+            "momentum_bias keeps the running mean and dense directions, which replay avoids; use replay=False"
+        )
+    if aggregation != "mean":
+        raise ValueError(
+            f"aggregation={aggregation!r} needs directions without a preferred one; use aggregation='mean', or leave "
+            "momentum_bias out"
+        )
+    if control_variate is not None:
+        raise ValueError(
+            "control_variate is unbiased only with E[v v^T] = I, which momentum_bias gives up; use one of the two"
+        )
 
 
 def _derivatives(evaluation: Evaluation, tangents: Tangents) -> Tensor:
