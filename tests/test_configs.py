@@ -43,7 +43,7 @@ def fake_dataset(name: str, *arguments: object) -> Dataset:
 
 @pytest.fixture(autouse=True)
 def _small_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(experiment, "load_dataset", fake_dataset)
+    monkeypatch.setattr(experiment.building, "load_dataset", fake_dataset)
     yield
     GlobalHydra.instance().clear()
 
