@@ -44,7 +44,10 @@ WORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class Method:
-    """A way to do a step: ``direction`` None means backpropagation or, without a gradient, inference."""
+    """A way to do a step: ``direction`` None means backpropagation or, without a gradient, inference.
+
+    For activity perturbation it says what is perturbed.
+    """
 
     name: str
     engine: str | None = None
@@ -60,6 +63,7 @@ METHODS = (
     Method("fwdgrad_fast", "dual", "low_rank", 1),
     Method("fwdgrad_fast", "dual", "low_rank", 8, ("logistic", "mlp")),
     Method("per_example", "dual", "per_example", 1, ("logistic", "mlp")),
+    Method("activity", "dual", "activity", 16, ("mlp", "deep")),
 )
 
 
@@ -96,7 +100,7 @@ def make_step(method: Method, work: str, batch_size: int, device: torch.device, 
     model = WORKS[work][0]().to(device).to(memory_format=layout)
     inputs = torch.randn(batch_size, *IMAGE, device=device).contiguous(memory_format=layout)
     targets = torch.randint(0, 10, (batch_size,), device=device)
-    reduction = "none" if method.direction == "per_example" else "mean"
+    reduction = "none" if method.direction in ("per_example", "activity") else "mean"
 
     def closure(model: nn.Module) -> Tensor:
         return F.cross_entropy(model(inputs), targets, reduction=reduction)
@@ -109,6 +113,9 @@ def make_step(method: Method, work: str, batch_size: int, device: torch.device, 
     if method.name == "backprop":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=variant.endswith("fused"))
         estimator = fwdgrad.Backprop()
+    elif method.name == "activity":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        estimator = fwdgrad.ActivityPerturbation(method.num_directions)
     else:
         assert method.direction is not None and method.engine is not None
         factored = method.engine == "dual"
