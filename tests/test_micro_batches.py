@@ -15,7 +15,7 @@ from fwdgrad.estimators import Estimator
 from fwdgrad.memory import peak_bytes
 from fwdgrad.optim import FactoredSGD
 from fwdgrad.training import load_checkpoint
-from fwdgrad.training.loop import estimate
+from fwdgrad.training.estimation import estimate
 
 __all__ = ["train"]  # a fixture
 

@@ -22,7 +22,7 @@ from fwdgrad.training import Tracker, Trainer, load_checkpoint
 from fwdgrad.training.auto_rate import AUTO, measure_learning_rate
 from fwdgrad.training.averaging import make_average
 from fwdgrad.training.device import check_precision, resolve_device
-from fwdgrad.training.loop import Context, make_closure
+from fwdgrad.training.estimation import Context, make_closure
 
 log = logging.getLogger("fwdgrad")
 

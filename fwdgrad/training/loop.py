@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
@@ -21,6 +18,7 @@ from fwdgrad.data import Batches, Dataset
 from fwdgrad.diagnostics import Diagnosis, NoGradientError, diagnose
 from fwdgrad.estimators import Estimator
 from fwdgrad.training.checkpoint import check_same_kinds, check_same_model, list_checkpoints, save_checkpoint
+from fwdgrad.training.estimation import Context, estimate, make_closure
 from fwdgrad.training.evaluation import Score, evaluate
 from fwdgrad.training.gradients import clip_gradients, gradient_norm
 from fwdgrad.training.interrupts import Interrupts
@@ -30,47 +28,9 @@ from fwdgrad.training.tracking import Tracker
 
 log = logging.getLogger("fwdgrad")
 
-Context: TypeAlias = Callable[[], AbstractContextManager[object]]
-
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number."""
-
-
-def make_closure(
-    context: Context, inputs: Tensor, targets: Tensor, weight: float = 1.0
-) -> Callable[[nn.Module], Tensor]:
-    """Return the closure of a batch, or of a part of one with a weight: the per-example losses of a classifier.
-
-    ``torch.compile`` traces it, so it holds nothing of the trainer.
-    """
-
-    def closure(model: nn.Module) -> Tensor:
-        with context():
-            losses = F.cross_entropy(model(inputs), targets, reduction="none")
-        return losses if weight == 1.0 else losses * weight
-
-    return closure
-
-
-def estimate(
-    estimator: Estimator,
-    model: nn.Module,
-    context: Context,
-    inputs: Tensor,
-    targets: Tensor,
-    micro_batch_size: int | None = None,
-) -> Tensor:
-    """Accumulate the estimate of a batch, as the sum of those of its micro-batches, and return the loss.
-
-    Each micro-batch has a forward pass, and directions, of its own: memory for as many examples, and less variance than
-    one direction for all of them.
-    """
-    count = len(targets)
-    if micro_batch_size is None or micro_batch_size >= count:
-        return estimator(model, make_closure(context, inputs, targets))
-    parts = zip(inputs.split(micro_batch_size), targets.split(micro_batch_size), strict=True)
-    return torch.stack([estimator(model, make_closure(context, x, y, len(y) / count)) for x, y in parts]).sum()
 
 
 @dataclass
