@@ -221,9 +221,8 @@ class ActivityPerturbation:
                 continue
             more = min(math.sqrt(max(costs) / cost), _MOST_DIRECTIONS) if self.allocation == "cost" else 1.0
             count = max(round(self.num_directions * more), 1)
-            if (
-                site.space == "weight"
-            ):  # beyond a direction for each row, every one adds as many numbers to the gradient
+            if site.space == "weight":
+                # Beyond one for each row, every direction adds as many numbers to the gradient as there are weights.
                 layer: Any = model.get_submodule(site.layer)
                 count = min(count, max(self.num_directions, len(layer.weight)))
             elif site.unit:
