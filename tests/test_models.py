@@ -73,6 +73,16 @@ def test_mlp_has_a_relu_after_every_hidden_layer_and_none_at_the_end():
     assert [layer.weight.shape for layer in layers if isinstance(layer, nn.Linear)] == [(5, 6), (6, 5), (4, 6)]
 
 
+def test_dropout_comes_after_every_relu_and_is_no_layer_where_nothing_is_dropped():
+    kinds = [type(layer) for layer in mlp((4,), 3, [5, 6], dropout=0.2)]
+    hidden = [nn.Linear, nn.ReLU, nn.Dropout]
+    assert kinds == [nn.Flatten, *hidden, *hidden, nn.Linear]
+    assert nn.Dropout not in [type(layer) for layer in mlp((4,), 3, [5])]
+    for value in (1.0, -0.1, "half", True):
+        with pytest.raises(ValueError, match="dropout must be a number from 0 to 1, 1 excluded, got"):
+            mlp((4,), 3, [5], dropout=value)
+
+
 @pytest.mark.parametrize("build_network", [logistic, mlp])
 def test_flat_features_are_taken(build_network):
     assert build_network((7,), 3)(torch.randn(2, 7)).shape == (2, 3)

@@ -26,24 +26,31 @@ def logistic(input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
     return mlp(input_shape, num_classes, hidden=())
 
 
-def mlp(input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (1024, 1024)) -> nn.Sequential:
+def mlp(
+    input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (1024, 1024), dropout: float = 0.0
+) -> nn.Sequential:
     """Build a multi-layer perceptron on the flattened input, with a ReLU after every hidden layer.
 
     Args:
         input_shape: shape of one example, such as (1, 28, 28).
         num_classes: number of logits.
         hidden: widths of the hidden layers; the paper's network has two of 1024.
+        dropout: probability with which a hidden value is dropped in training; 0: no dropout layers.
 
     Raises:
-        ValueError: if a size is not positive.
+        ValueError: if a size is not positive, or dropout is not from 0 to 1, 1 excluded.
     """
     check_sizes("input_shape", input_shape)
     check_sizes("hidden", hidden)
     check_size("num_classes", num_classes)
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be a number from 0 to 1, 1 excluded, got {dropout!r}")
     layers: list[nn.Module] = [nn.Flatten()]
     width = math.prod(input_shape)
     for size in hidden:
         layers += [nn.Linear(width, size), nn.ReLU()]
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
         width = size
     return nn.Sequential(*layers, nn.Linear(width, num_classes))
 

@@ -44,6 +44,8 @@ MATRICES: dict[str, Chain] = {
     "two layers": lambda x: F.linear(F.relu(F.linear(F.relu(x), W)), W2),
     "a vector for a weight": lambda x: F.linear(x, W[0]),
     "other activation functions": lambda x: F.linear(F.gelu(torch.tanh(x)).exp(), W),
+    "dropout": lambda x: F.linear(F.dropout(F.relu(x), 0.4), W),
+    "no dropout": lambda x: F.linear(F.dropout(x, 0.4, training=False), W),
     "no rule for blocks": lambda x: torch.tanh(x).cumsum(1),
     "a residual": lambda x: F.relu(x) + x,
     "a weight made of it": lambda x: F.linear(randn(2, 12), x),
@@ -69,6 +71,7 @@ IMAGES: dict[str, Chain] = {
 
 def push(chain: Chain, x: Tensor, blocks: Blocks, written_out: bool, earlier: bool) -> Tensor:
     """Return the tangents of ``chain(x)`` along blocks, or the same directions written out."""
+    torch.manual_seed(0)
 
     def fn() -> tuple[Tensor, None]:
         y = perturb(x, randn(2, *x.shape, seed=9)) if earlier else x

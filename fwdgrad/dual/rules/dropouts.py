@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fwdgrad.dual.registry import rule
-from fwdgrad.dual.tensor import dual, tangent
+from fwdgrad.dual.tensor import Dual, blocks, dual, tangent
 
 nn: Any = torch._C._nn
 
@@ -22,11 +22,14 @@ def _scaling(function: Any) -> None:
 
     @rule(function)
     def handler(input: Tensor, p: float, train: bool) -> Tensor:
-        t = tangent(input)
-        if t is None or not train or p == 0 or input.numel() == 0:
-            return input if not train and t is not None else function(input, p, train)
+        if type(input) is Dual and not train:
+            return input
+        in_blocks = blocks(input)
+        t = tangent(input) if in_blocks is None else None
+        if (t is None and in_blocks is None) or p == 0 or input.numel() == 0:
+            return function(input, p, train)
         mask = function(torch.ones_like(input), p, train)
-        return dual(input * mask, t * mask)
+        return dual(input * mask, in_blocks.map(lambda t: t * mask) if t is None else t * mask)
 
 
 _scaling(torch.dropout)
