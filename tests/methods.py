@@ -140,6 +140,9 @@ METHODS: dict[str, Method] = {
     "activity-everywhere": Method(
         partial(_activity, space="activity"), per_example_second_moment, samples=1024, steps=1024, per_example=True
     ),
+    "activity-weights": Method(
+        partial(_activity, space="weight"), per_example_second_moment, samples=1024, steps=1024, per_example=True
+    ),
     "local": Method(_local, per_example_second_moment, samples=1024, steps=1024, per_example=True),
     **{
         f"forward_gradient-{direction}-{engine}": _forward_gradient(direction, engine)
