@@ -63,7 +63,7 @@ METHODS = (
     Method("fwdgrad_fast", "dual", "low_rank", 1),
     Method("fwdgrad_fast", "dual", "low_rank", 8, ("logistic", "mlp")),
     Method("per_example", "dual", "per_example", 1, ("logistic", "mlp")),
-    Method("activity", "dual", "activity", 16, ("mlp", "deep")),
+    Method("activity", "dual", "activity", 16, ("mlp",)),
 )
 
 

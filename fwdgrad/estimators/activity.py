@@ -57,8 +57,7 @@ class ActivityPerturbation:
     and get no noise. The second moment grows as n / K with the n perturbed outputs of one example, instead of with the
     number of weights; at K = n the estimate is exact. The noise of different layers never adds up: each has its own
     directions, all in one evaluation where a layer's output is all that the next one depends on, else in one for each.
-    Directions in blocks pass the next product all at the price of one (``fwdgrad.dual.Blocks``), so that with one
-    hidden layer even K = n costs little.
+    Directions in blocks pass the next product all at the price of one (``fwdgrad.dual.Blocks``).
 
     Linear, convolution, normalisation and embedding layers are perturbed. A linear or convolution layer with fewer
     weights than outputs for one example (an early convolution) gets per-example directions in its weights instead,

@@ -155,7 +155,7 @@ class Trainer:
         check_same_kinds(state["kinds"], self._kinds())
         self.model.load_state_dict(state["model"])
         if self.average is not None:
-            if state["average"] is None:  # the run had none so far: it begins here
+            if state.get("average") is None:  # the run had none so far: it begins here
                 self.average.module.load_state_dict(state["model"])
             else:
                 self.average.load_state_dict(state["average"])
