@@ -29,7 +29,9 @@ def _scaling(function: Any) -> None:
         if (t is None and in_blocks is None) or p == 0 or input.numel() == 0:
             return function(input, p, train)
         mask = function(torch.ones_like(input), p, train)
-        return dual(input * mask, in_blocks.map(lambda t: t * mask) if t is None else t * mask)
+        if in_blocks is not None:
+            return dual(input * mask, in_blocks.map(lambda t: t * mask))
+        return dual(input * mask, t * mask)
 
 
 _scaling(torch.dropout)
