@@ -42,6 +42,21 @@ def test_a_healthy_model_has_no_findings(name: str) -> None:
     assert report.operations > 0
 
 
+@pytest.mark.parametrize("function", [torch.Tensor.new_empty, torch.empty_like])
+def test_what_memory_held_before_is_no_finding(monkeypatch: pytest.MonkeyPatch, function: object) -> None:
+    served = []
+
+    def other_memory(like: torch.Tensor, *size: int) -> torch.Tensor:
+        served.append(size)
+        return torch.full(size or like.shape, 7.0, dtype=like.dtype)
+
+    monkeypatch.setitem(RULES, function, other_memory)
+    report = check_model(
+        *applies(lambda x: x * function(x, *([] if function is torch.empty_like else x.shape)).fill_(2.0))
+    )
+    assert served and report.ok, str(report)
+
+
 @pytest.mark.parametrize("error", [1e-3, -1e-3])
 @pytest.mark.parametrize("function", [torch.tanh, F.linear, torch.cumsum])
 def test_a_rule_wrong_by_a_thousandth_is_named(monkeypatch: pytest.MonkeyPatch, function: object, error: float) -> None:

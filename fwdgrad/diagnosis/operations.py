@@ -22,6 +22,8 @@ DETACHES = {Tensor.detach, Tensor.detach_, Tensor.data.__get__}  # type: ignore[
 READS = {Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__float__, Tensor.__array__, Tensor.__complex__, torch.tensor}
 READS |= {torch.as_tensor, torch.asarray}
 """What turns a tensor into numbers, in which no derivative survives."""
+UNINITIALISED = {Tensor.new_empty, Tensor.new_empty_strided, torch.empty_like}
+"""What takes shape and dtype from a tensor, and values from wherever memory was free: two calls may differ."""
 JITTER = 1e-3
 LARGEST = 2**23
 """A part with more values than this to differentiate by is compared within the whole alone."""
@@ -64,7 +66,7 @@ class Audit(TorchFunctionMode):
             func, args, kwargs = widened(func, args, kwargs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         active = [i for i, leaf in enumerate(leaves) if _is_active(leaf)]
-        if not active or not self._compared:
+        if not active or not self._compared or func in UNINITIALISED:
             return run(func, args, kwargs)
         key = (func, str(spec), *map(_signature, leaves))
         operation = self.operations.get(key)
