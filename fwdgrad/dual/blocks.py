@@ -33,11 +33,19 @@ class Blocks:
         values: the entries of all directions.
         size: entries in a block; the last may have fewer.
         earlier: tangents (K', B, ...) of directions that come before these, dense; none if None.
+
+    Raises:
+        ValueError: if an example has no dimension of entries, or a block no entries.
     """
 
     __slots__ = ("count", "earlier", "size", "values")
 
     def __init__(self, values: Tensor, size: int, earlier: Tensor | Masked | None = None) -> None:
+        if values.dim() < 2 or size < 1:
+            raise ValueError(
+                f"Blocks needs values of shape (B, ...) and a size of at least 1, got shape {tuple(values.shape)} "
+                f"and size {size}"
+            )
         self.values = values
         self.size = size
         self.count = -(-values.shape[1:].numel() // size)

@@ -48,6 +48,7 @@ MATRICES: dict[str, Chain] = {
     "no dropout": lambda x: F.linear(F.dropout(x, 0.4, training=False), W),
     "no rule for blocks": lambda x: torch.tanh(x).cumsum(1),
     "a residual": lambda x: F.relu(x) + x,
+    "an expansion": lambda x: F.linear(x.expand(3, *x.shape), W),
     "a weight made of it": lambda x: F.linear(randn(2, 12), x),
 }
 IMAGES: dict[str, Chain] = {
@@ -100,6 +101,18 @@ def test_matrices(name: str, size: int, earlier: bool) -> None:
 @pytest.mark.parametrize("name", IMAGES)
 def test_images(name: str, size: int, earlier: bool) -> None:
     check(IMAGES[name], randn(2, 12, 4, 4), size, earlier)
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["first", "behind others"])
+def test_one_entry(earlier: bool) -> None:
+    check(lambda x: F.linear(x.expand(3, 12), W), randn(3, 1), 1, earlier)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((3,), 1), ((3, 12), 0)])
+def test_blocks_of_nothing_are_refused(shape: tuple[int, ...], size: int) -> None:
+    message = rf"values of shape \(B, \.\.\.\) and a size of at least 1, got shape \({shape[0]},.*and size {size}"
+    with pytest.raises(ValueError, match=message):
+        Blocks(randn(*shape), size)
 
 
 @pytest.mark.parametrize("chain", [MATRICES["relu, linear"], MATRICES["no rule for blocks"]])

@@ -101,9 +101,6 @@ linear(attribute("H"), batched=lambda t: t.mH)
 def _expanding(function: Callable[..., Any]) -> None:
     def handler(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = function(input, *args, **kwargs)
-        in_blocks = blocks(input)
-        if in_blocks is not None and y.dim() == 2 and y.shape[0] == input.shape[0] and y is not input:
-            return view_of(input, y, in_blocks.flatten())
         t = tangent(input)
         return y if t is None else view_of(input, y, align(t, y.dim()).expand(t.shape[0], *y.shape))
 
