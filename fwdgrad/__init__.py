@@ -1,6 +1,5 @@
 """Train PyTorch models without backpropagation, by forward gradients."""
 
-from fwdgrad.diagnosis import check_model
 from fwdgrad.estimators import (
     ActivityPerturbation,
     Backprop,
@@ -12,6 +11,7 @@ from fwdgrad.estimators import (
     forward_gradient,
 )
 from fwdgrad.fit import fit
+from fwdgrad.model_check import check_model
 from fwdgrad.models import LocalBlocks, local_blocks
 
 __version__ = "0.1.0"

@@ -12,7 +12,7 @@ from hydra import compose
 from fwdgrad import experiment
 from fwdgrad.cli import CONFIGS, hydra_main, register_schema
 from fwdgrad.config import DoctorConfig
-from fwdgrad.diagnosis import Report
+from fwdgrad.model_check import Report
 
 register_schema("doctor_schema", DoctorConfig)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import fwdgrad
-from fwdgrad.diagnosis import Report
+from fwdgrad.model_check import Report
 
 METHODS: dict[str, Callable[[], Any]] = {
     "fwdgrad": fwdgrad.ForwardGradient,

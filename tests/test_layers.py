@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"directions", "engines", "functional", "optim", "models", "data", "objectives"},
     {"estimators"},
     {"fit", "diagnostics"},
-    {"diagnosis"},
+    {"model_check"},
     {"fwdgrad"},
     {"training", "global_optimization", "integrations"},
     {"config"},

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fwdgrad.dual.errors import DualError
+from fwdgrad.dual.sharing import ALONE, holders
 
 
 class Masked:
@@ -27,15 +28,6 @@ class Masked:
         if y._version != self.version:
             raise DualError("relu: its result was changed in place under no_grad, or through detach(), before its use")
         t = self.tangents
-        if sys.getrefcount(t) == 3 and _holders(t) in _ALONE:
+        if sys.getrefcount(t) == 3 and holders(t) in ALONE:
             return torch.ops.aten.threshold_backward.grad_input(t, y, 0, grad_input=t)
         return torch.ops.aten.threshold_backward.default(t, y, 0)
-
-
-def _holders(t: Tensor) -> tuple[int, int]:
-    """Return how many tensors share the memory of t, and how many references there are to the one it views."""
-    base = t._base
-    return torch._C._storage_Use_Count(t.untyped_storage()._cdata), 0 if base is None else sys.getrefcount(base)
-
-
-_ALONE = (_holders(torch.empty(1)), _holders(torch.empty(1).unsqueeze(0)))  # nobody else sees such a tensor's memory

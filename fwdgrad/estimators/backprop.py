@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fwdgrad.dual.reverse import Tape
+from fwdgrad.dual.sharing import ALONE, holders
 from fwdgrad.estimators.base import StepRecord
 from fwdgrad.functional import BoundModel, Closure, FunctionalModel, check_loss, check_trainable
 
@@ -85,16 +85,7 @@ def _accumulate(param: Tensor, gradient: Tensor) -> None:
 def _is_alone(x: Tensor) -> bool:
     """Return whether x fills its memory, in which no tensor lies but x and one that only x, its view, still needs."""
     storage = x.untyped_storage()
-    return storage.nbytes() == x.numel() * x.element_size() and _holders(x) == _ALONE[x._is_view()]
-
-
-def _holders(x: Tensor) -> tuple[int, int]:
-    """Return how many tensors lie in the memory of x, and how often the one that it views is held."""
-    base = x._base
-    return torch._C._storage_Use_Count(x.untyped_storage()._cdata), 0 if base is None else sys.getrefcount(base)
-
-
-_ALONE = (_holders(torch.empty(1)), _holders(torch.empty(1).squeeze(0)))
+    return storage.nbytes() == x.numel() * x.element_size() and holders(x) == ALONE[x._is_view()]
 
 
 def _losses(model: nn.Module, closure: Closure) -> Tensor:

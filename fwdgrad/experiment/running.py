@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 
 from fwdgrad.data import Batches
-from fwdgrad.diagnosis import Report, check_model
 from fwdgrad.diagnostics import Diagnosis, draw
 from fwdgrad.experiment.building import (
     make_dataset,
@@ -26,6 +25,7 @@ from fwdgrad.experiment.building import (
 )
 from fwdgrad.experiment.checks import check_complete
 from fwdgrad.experiment.errors import ConfigError, section
+from fwdgrad.model_check import Report, check_model
 from fwdgrad.training import list_checkpoints
 from fwdgrad.training.device import peak_memory_bytes
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fwdgrad.diagnosis.compare import Comparison
-from fwdgrad.diagnosis.double import Double
-from fwdgrad.diagnosis.operations import _floating, compare_twice
+from fwdgrad.model_check.compare import Comparison
+from fwdgrad.model_check.double import Double
+from fwdgrad.model_check.operations import _floating, compare_twice
 
 Calls = dict[nn.Module, tuple[Any, Any]]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fwdgrad.diagnosis.compare import DIFFERENCE_TOLERANCE, Comparison
-from fwdgrad.diagnosis.operations import Operation
-from fwdgrad.diagnosis.report import Finding
 from fwdgrad.dual.known_wrong import WHERE
+from fwdgrad.model_check.compare import DIFFERENCE_TOLERANCE, Comparison
+from fwdgrad.model_check.operations import Operation
+from fwdgrad.model_check.report import Finding
 
 _RULE = "write its tangent as a rule, @fwdgrad.dual.rule (examples/custom_rule.py)"
 _NEITHER = f"{_RULE}; for engine=func, give a custom Function a jvp; engine=finite_difference needs neither"

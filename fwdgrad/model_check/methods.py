@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fwdgrad.diagnosis.report import MethodLine
 from fwdgrad.engines import ENGINES, Dual, Func
 from fwdgrad.estimators import Estimator
 from fwdgrad.functional import Closure
+from fwdgrad.model_check.report import MethodLine
 from fwdgrad.randomness import global_random_state
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fwdgrad.diagnosis.compare import STEPS
-from fwdgrad.diagnosis.report import Finding
+from fwdgrad.model_check.compare import STEPS
+from fwdgrad.model_check.report import Finding
 
 _ONE_BY_ONE = 64
 """Up to so many parameters without gradient are looked at singly."""

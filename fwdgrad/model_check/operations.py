@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fwdgrad.diagnosis.compare import Comparison, compare, like_structured, typical_size
-from fwdgrad.diagnosis.double import is_write, run, widened
-from fwdgrad.diagnosis.places import Places
 from fwdgrad.dual.tensor import name_of
+from fwdgrad.model_check.compare import Comparison, compare, like_structured, typical_size
+from fwdgrad.model_check.double import is_write, run, widened
+from fwdgrad.model_check.places import Places
 from fwdgrad.randomness import global_random_state
 
 DETACHES = {Tensor.detach, Tensor.detach_, Tensor.data.__get__}  # type: ignore[attr-defined]

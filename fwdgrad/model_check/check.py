@@ -10,18 +10,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fwdgrad.diagnosis import findings, parameters, state
-from fwdgrad.diagnosis.compare import Comparison, compare
-from fwdgrad.diagnosis.double import Double, double_copy
-from fwdgrad.diagnosis.findings import first_line
-from fwdgrad.diagnosis.methods import try_methods
-from fwdgrad.diagnosis.modules import Calls, compare_module, innermost, leaves_of
-from fwdgrad.diagnosis.operations import Audit, move
-from fwdgrad.diagnosis.places import CLOSURE, Places
-from fwdgrad.diagnosis.report import Finding, Report
 from fwdgrad.estimators import Estimator
 from fwdgrad.fit import METHODS
 from fwdgrad.functional import Closure, FunctionalModel, check_trainable
+from fwdgrad.model_check import findings, parameters, state
+from fwdgrad.model_check.compare import Comparison, compare
+from fwdgrad.model_check.double import Double, double_copy
+from fwdgrad.model_check.findings import first_line
+from fwdgrad.model_check.methods import try_methods
+from fwdgrad.model_check.modules import Calls, compare_module, innermost, leaves_of
+from fwdgrad.model_check.operations import Audit, move
+from fwdgrad.model_check.places import CLOSURE, Places
+from fwdgrad.model_check.report import Finding, Report
 from fwdgrad.randomness import global_random_state
 
 DISTANCE = 1e-2
