@@ -147,6 +147,27 @@ def test_layers_are_perturbed_together_where_nothing_goes_around_them(
     assert_same(gradients(model), exact_gradient(model, lambda m: closure(m).mean()), tolerance=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("chunk_size", "groups"),
+    [(1, ["0", "2", "4"]), (5, ["0", "2", "4"]), (6, ["02", "4"]), (8, ["02", "4"]), (9, ["024"])],
+)
+def test_the_estimate_does_not_depend_on_what_is_carried_together(chunk_size: int, groups: list[str]) -> None:
+    model = nn.Sequential(*chain(), nn.Dropout(0.3)).double()
+    taken = {}
+    for size in (None, chunk_size):
+        model.zero_grad()
+        estimator = ActivityPerturbation(3, allocation="equal", space="activity", chunk_size=size)
+        torch.manual_seed(4)
+        estimator(model, closure)
+        assert estimator.last is not None
+        taken[size] = gradients(model), {"derivatives": estimator.last.directional_derivatives}
+    assert estimator.plan is not None
+    assert {site.count for group in estimator.plan.groups for site in group} == {3}
+    assert ["".join(site.layer for site in group) for group in estimator.plan.groups] == groups
+    for of_chunks, together in zip(taken[chunk_size], taken[None], strict=True):
+        assert_same(of_chunks, together, tolerance=1e-12)  # type: ignore[arg-type]
+
+
 def test_later_layers_get_more_directions_by_the_root_of_what_is_behind_them() -> None:
     model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).double()
     by_cost, equal = ActivityPerturbation(4), ActivityPerturbation(4, allocation="equal")
@@ -163,3 +184,8 @@ def test_later_layers_get_more_directions_by_the_root_of_what_is_behind_them() -
 def test_an_unknown_word_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=f"{key} must be one of .* got 'nowhere'"):
         ActivityPerturbation(**{key: "nowhere"})
+
+
+def test_a_chunk_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="chunk_size must be a positive integer, got 0"):
+        ActivityPerturbation(chunk_size=0)
