@@ -67,6 +67,10 @@ IMAGES: dict[str, Chain] = {
     "pooling": lambda x: F.max_pool2d(F.relu(x), 2),
     "pooling, convolution": lambda x: torch.conv2d(F.max_pool2d(x, 2, 1), KERNEL),
     "average": lambda x: F.avg_pool2d(x, 2),
+    "average, convolution": lambda x: torch.conv2d(F.avg_pool2d(F.relu(x), 2, 1, 1), KERNEL),
+    "average of all, linear": lambda x: F.linear(F.adaptive_avg_pool2d(x, 1).flatten(1), randn(3, 12)),
+    "average of one dimension": lambda x: F.avg_pool1d(x.flatten(2), 4),
+    "average of three dimensions": lambda x: F.adaptive_avg_pool3d(x.unsqueeze(2), (1, 2, 1)),
 }
 
 
@@ -160,7 +164,9 @@ def test_even_blocks(entries: int, count: int, expected: tuple[int, int]) -> Non
         ("convolution", 5 * 16, False),  # 12 channels are not so many blocks of 5
         ("pooling, convolution", 16, True),
         ("pooling, convolution", 8, False),
-        ("average", 16, False),
+        ("average, convolution", 16, True),
+        ("average, convolution", 8, False),
+        ("average of all, linear", 48, True),
         ("written behind a view", 16, False),
     ],
 )

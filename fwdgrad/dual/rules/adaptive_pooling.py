@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwdgrad.dual.folding import folded
-from fwdgrad.dual.forms import linear
 from fwdgrad.dual.registry import rule
+from fwdgrad.dual.rules.pooling import averaging
 from fwdgrad.dual.tensor import dual, tangent
 
 nn = torch._C._nn
 
-linear(torch.adaptive_avg_pool1d, batched=folded(torch.adaptive_avg_pool1d, 2))
-linear(nn.adaptive_avg_pool2d, batched=folded(nn.adaptive_avg_pool2d, 3))
-linear(nn.adaptive_avg_pool3d, batched=folded(nn.adaptive_avg_pool3d, 4))
+averaging(torch.adaptive_avg_pool1d, 1)
+averaging(nn.adaptive_avg_pool2d, 2)
+averaging(nn.adaptive_avg_pool3d, 3)
 
 
 def _maximum(function: Any, spatial: int) -> None:

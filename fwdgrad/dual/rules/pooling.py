@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,9 +16,26 @@ from fwdgrad.dual.tensor import blocks, dual, relu_source, tangent
 
 _nn = torch._C._nn
 
-linear(torch.avg_pool1d, batched=folded(torch.avg_pool1d, 2))
-linear(_nn.avg_pool2d, batched=folded(_nn.avg_pool2d, 3))
-linear(_nn.avg_pool3d, batched=folded(_nn.avg_pool3d, 4))
+
+def averaging(function: Callable[..., Tensor], spatial: int) -> None:
+    """Enter a pooling that takes averages within each channel; blocks of whole channels stay blocks."""
+    push = folded(function, spatial + 1)
+    plain = linear(function, batched=push)
+
+    def handler(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        in_blocks = blocks(input)
+        if in_blocks is not None and input.dim() == spatial + 2:
+            moved = in_blocks.by_channel(lambda t: push(t, *args, **kwargs))
+            if moved is not None:
+                return dual(function(input, *args, **kwargs), moved)
+        return plain(input, *args, **kwargs)
+
+    register(handler, function)
+
+
+averaging(torch.avg_pool1d, 1)
+averaging(_nn.avg_pool2d, 2)
+averaging(_nn.avg_pool3d, 3)
 
 
 def _picked(t: Tensor, indices: Tensor, spatial: int) -> Tensor:
