@@ -26,7 +26,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device | str = "cpu") -
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
         step()
     held = peak = 0
     for event in trace.profiler.kineto_results.events():

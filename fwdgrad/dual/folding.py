@@ -28,6 +28,12 @@ def folded(function: Callable[..., Tensor], unbatched: int) -> Callable[..., Ten
     return batched
 
 
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Return channels_last for images that lie so in memory, or else contiguous_format."""
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def scale_tangent(parameter: Any, y: Tensor, first: int) -> Tensor | None:
     """Return the tangents of a scale or shift of y so that they broadcast against (K, *y.shape), or None.
 

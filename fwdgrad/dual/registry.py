@@ -166,6 +166,17 @@ def _register_custom_function(function: Any, handler: Callable[..., Any]) -> Non
     RULES[apply] = handler
 
 
+def _below_autograd(operator: Any) -> Callable[..., Any]:
+    """Return an operator without its derivative in reverse mode: some make a node whatever they are called with."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args, **kwargs)
+
+    call.__name__ = operator.__name__
+    return call
+
+
 def resolve(function: Any) -> Callable[..., Any]:
     """Return, and remember, what to do with a function that no rule was given for.
 
@@ -174,7 +185,7 @@ def resolve(function: Any) -> Callable[..., Any]:
     """
     named = OPERATORS.get(name_of(function)) if isinstance(function, torch._ops.OpOverloadPacket) else None
     if named is not None:
-        handler: Callable[..., Any] = functools.partial(named, function)
+        handler: Callable[..., Any] = functools.partial(named, _below_autograd(function))
     elif function in KNOWN_WRONG:
         handler = make_refusal(function, KNOWN_WRONG[function])
     else:

@@ -28,7 +28,8 @@ BOXES = [torch.tensor([[1.0, 1.0, 4.0, 5.0]], dtype=torch.float64)]
     ],
 )
 def test_refused_by_name(name: str, run) -> None:
-    with pytest.raises(DualError, match=f"torchvision::{name}: .* drops the tangent"):
+    reason = "drops the tangent|PyTorch's forward mode fails on it"  # by what torchvision enters for reverse mode
+    with pytest.raises(DualError, match=f"torchvision::{name}: .*({reason})"):
         directions(run, (X,), (torch.ones(1, *X.shape, dtype=torch.float64),), fallback="silent")
 
 
@@ -75,7 +76,8 @@ def test_a_rule_may_be_given() -> None:
     @rule(operator)
     def roi_align(input, rois, *args):
         t = tangent(input)
-        return dual(operator(input, rois, *args), per_direction(lambda tk: operator(tk, rois, *args), t))
+        with torch._C._AutoDispatchBelowAutograd():  # older ones of torchvision make a node for plain tensors too
+            return dual(operator(input, rois, *args), per_direction(lambda tk: operator(tk, rois, *args), t))
 
     try:
         check(lambda x: ops.roi_align(x, BOXES, 2), X, tape=False)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fwdgrad.dual.folding import layout_of
 from fwdgrad.dual.forms import has_tangent, per_direction
 from fwdgrad.dual.registry import rule
 from fwdgrad.dual.rules.layer_norms import affine, is_fused, projected, standardized
@@ -90,7 +91,8 @@ def _grouped_fused(
     t = tangent(x)
     if t is not None:
         rest = (_packed(x), mean, inverse, None, *sizes, [True, False, False])
-        t = per_direction(lambda tk: _aten.native_group_norm_backward(_packed(tk), *rest)[0], t)
+        layout = layout_of(x)  # PyTorch 2.11 takes the other's layout for granted, and mixes up the entries
+        t = per_direction(lambda tk: _aten.native_group_norm_backward(tk.contiguous(memory_format=layout), *rest)[0], t)
     normalized = None
     if structured(weight) is not None:
         each = (*x.shape[:2], *(1,) * (x.dim() - 2))
@@ -106,6 +108,4 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 def _packed(x: Tensor) -> Tensor:
     """Return x in a layout that the kernels of group normalisation take."""
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x.detach()
-    return x.detach().contiguous()
+    return x.detach().contiguous(memory_format=layout_of(x))

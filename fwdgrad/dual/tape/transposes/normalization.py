@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from fwdgrad.dual.folding import layout_of
 from fwdgrad.dual.tape.table import aten, transpose
 
 for _op in (aten.native_layer_norm_backward, aten.native_group_norm_backward):
 
     def _pull(us: Any, x: Any, *rest: Any, op: Any = _op) -> Tensor:
-        return op(us[0].contiguous(), *rest)[0]
+        return op(us[0].contiguous(memory_format=layout_of(rest[0])), *rest)[0]
 
     transpose(_op, _pull)
 
