@@ -208,7 +208,7 @@ def test_a_resumed_run_ends_as_the_run_that_was_never_stopped(tmp_path: Path) ->
             max_epochs=stop,
             enable_checkpointing=True,
         )
-        fit.fit(model, loader(), ckpt_path=None if resume is None else str(resume), weights_only=False)
+        fit.fit(model, loader(), ckpt_path=None if resume is None else str(resume))
         return model
 
     whole = run(4)
