@@ -38,6 +38,7 @@ WORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "logistic": (lambda: models.logistic(IMAGE, 10), (64,)),
     "mlp": (lambda: models.mlp(IMAGE, 10), (64, 256, 1024)),
     "conv": (lambda: models.conv(IMAGE, 10), (64,)),
+    "deep20": (lambda: deep_mlp(layers=20, width=256), (256,)),
     "deep": (lambda: deep_mlp(layers=100, width=256), (256,)),
 }
 
@@ -63,7 +64,7 @@ METHODS = (
     Method("fwdgrad_fast", "dual", "low_rank", 1),
     Method("fwdgrad_fast", "dual", "low_rank", 8, ("logistic", "mlp")),
     Method("per_example", "dual", "per_example", 1, ("logistic", "mlp")),
-    Method("activity", "dual", "activity", 16, ("mlp",)),
+    Method("activity", "dual", "activity", 16, ("mlp", "deep20")),  # directions times layers behind: no 100 layers
 )
 
 
