@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
-from fwdgrad.models import conv, logistic, mlp, torchvision_classifier
+from fwdgrad.models import conv, conv_small, logistic, mlp, torchvision_classifier
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
@@ -81,6 +81,32 @@ def test_dropout_comes_after_every_relu_and_is_no_layer_where_nothing_is_dropped
     for value in (1.0, -0.1, "half", True):
         with pytest.raises(ValueError, match="dropout must be a number from 0 to 1, 1 excluded, got"):
             mlp((4,), 3, [5], dropout=value)
+
+
+@pytest.mark.parametrize("build_network", [mlp, conv, conv_small])
+def test_kaiming_keeps_the_size_of_values_from_layer_to_layer(build_network):
+    torch.manual_seed(0)
+    network = build_network((1, 28, 28), 10, init="kaiming")
+    x, sizes = torch.randn(64, 1, 28, 28), []
+    layers = [layer for layer in network if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for layer in layers:
+        assert not layer.bias.any()
+        gain = 1 if layer is layers[-1] else 2
+        # A variance from n draws is off by sqrt(2 / n): five of these.
+        expected = gain / layer.weight[0].numel()
+        assert abs(layer.weight.var() / expected - 1) < 5 * (2 / layer.weight.numel()) ** 0.5
+        layer.register_forward_hook(lambda layer, inputs, y: sizes.append(y.square().mean().item()))
+    network(x)
+    assert 0.5 < sizes[-2] / sizes[0] < 8  # each of the two max-poolings of conv about doubles them
+    plain = build_network((1, 28, 28), 10)
+    with torch.no_grad():
+        assert plain(x).var(0).mean() < 0.1 * network(x).var(0).mean()
+
+
+@pytest.mark.parametrize("build_network", [mlp, conv, conv_small])
+def test_an_unknown_init_is_refused(build_network):
+    with pytest.raises(ValueError, match=r"init must be one of \['pytorch', 'kaiming'\], got 'kaimin'.*'kaiming'"):
+        build_network((1, 28, 28), 10, init="kaimin")
 
 
 @pytest.mark.parametrize("build_network", [logistic, mlp])

@@ -2,7 +2,12 @@
 
 Source: Baydin, Pearlmutter, Syme, Wood and Torr (2022), "Gradients without Backpropagation", arXiv:2202.08587,
 section 5: logistic regression, the multi-layer perceptron and the convolutional network of the MNIST experiments.
-Weights start as PyTorch initialises them. Each network returns logits of shape (B, num_classes).
+Each network returns logits of shape (B, num_classes).
+
+Weights start as PyTorch initialises them (``init="pytorch"``): each layer makes values smaller, gradients are small at
+first, and a direction in the weights spends a thousand steps or more on leaving that plateau. ``init="kaiming"`` keeps
+their size: ``N(0, 2 / fan_in)`` in front of a ReLU, ``N(0, 1 / fan_in)`` in the last layer, biases zero (He et al.
+2015, "Delving Deep into Rectifiers", arXiv:1502.01852, section 2.2). Gradients are larger then, learning rates smaller.
 """
 
 from __future__ import annotations
@@ -11,6 +16,8 @@ import math
 from collections.abc import Sequence
 
 from torch import nn
+
+from fwdgrad.words import check_word
 
 
 def logistic(input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
@@ -27,7 +34,11 @@ def logistic(input_shape: Sequence[int], num_classes: int) -> nn.Sequential:
 
 
 def mlp(
-    input_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (1024, 1024), dropout: float = 0.0
+    input_shape: Sequence[int],
+    num_classes: int,
+    hidden: Sequence[int] = (1024, 1024),
+    dropout: float = 0.0,
+    init: str = "pytorch",
 ) -> nn.Sequential:
     """Build a multi-layer perceptron on the flattened input, with a ReLU after every hidden layer.
 
@@ -36,9 +47,10 @@ def mlp(
         num_classes: number of logits.
         hidden: widths of the hidden layers; the paper's network has two of 1024.
         dropout: probability with which a hidden value is dropped in training; 0: no dropout layers.
+        init: ``pytorch`` or ``kaiming``, how the weights start.
 
     Raises:
-        ValueError: if a size is not positive, or dropout is not from 0 to 1, 1 excluded.
+        ValueError: if a size is not positive, dropout not from 0 to 1, 1 excluded, or ``init`` not known.
     """
     check_sizes("input_shape", input_shape)
     check_sizes("hidden", hidden)
@@ -52,10 +64,12 @@ def mlp(
         if dropout > 0:
             layers.append(nn.Dropout(dropout))
         width = size
-    return nn.Sequential(*layers, nn.Linear(width, num_classes))
+    return _started(nn.Sequential(*layers, nn.Linear(width, num_classes)), init)
 
 
-def conv(input_shape: Sequence[int], num_classes: int, channels: int = 64, hidden: int = 1024) -> nn.Sequential:
+def conv(
+    input_shape: Sequence[int], num_classes: int, channels: int = 64, hidden: int = 1024, init: str = "pytorch"
+) -> nn.Sequential:
     """Build the paper's convolutional network.
 
     Four 3x3 convolutions with padding 1 and a ReLU after each, 2x2 max-pooling after the second and the fourth, then a
@@ -67,9 +81,10 @@ def conv(input_shape: Sequence[int], num_classes: int, channels: int = 64, hidde
         num_classes: number of logits.
         channels: output channels of each convolution; the paper has 64.
         hidden: width of the first linear layer; the paper has 1024.
+        init: ``pytorch`` or ``kaiming``, how the weights start.
 
     Raises:
-        ValueError: if the input is not an image of at least 4x4, or a size is not positive.
+        ValueError: if the input is not an image of at least 4x4, a size is not positive, or ``init`` not known.
     """
     check_sizes("input_shape", input_shape)
     check_size("num_classes", num_classes)
@@ -81,7 +96,7 @@ def conv(input_shape: Sequence[int], num_classes: int, channels: int = 64, hidde
             "mlp takes inputs of any shape"
         )
     in_channels, height, width = input_shape
-    return nn.Sequential(
+    network = nn.Sequential(
         nn.Conv2d(in_channels, channels, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(channels, channels, 3, padding=1),
@@ -97,10 +112,15 @@ def conv(input_shape: Sequence[int], num_classes: int, channels: int = 64, hidde
         nn.ReLU(),
         nn.Linear(hidden, num_classes),
     )
+    return _started(network, init)
 
 
 def conv_small(
-    input_shape: Sequence[int], num_classes: int, channels: Sequence[int] = (16, 32), hidden: int = 128
+    input_shape: Sequence[int],
+    num_classes: int,
+    channels: Sequence[int] = (16, 32),
+    hidden: int = 128,
+    init: str = "pytorch",
 ) -> nn.Sequential:
     """Build a small convolutional network that forward gradients can train in minutes on a CPU.
 
@@ -112,9 +132,10 @@ def conv_small(
         num_classes: number of logits.
         channels: output channels of each convolution.
         hidden: width of the first linear layer.
+        init: ``pytorch`` or ``kaiming``, how the weights start.
 
     Raises:
-        ValueError: if the input is not an image, or too small, or a size is not positive.
+        ValueError: if the input is not an image, or too small, a size is not positive, or ``init`` not known.
     """
     check_sizes("input_shape", input_shape)
     check_sizes("channels", channels)
@@ -133,13 +154,26 @@ def conv_small(
             f"conv_small needs larger images for {len(channels)} convolutions of 5x5 and stride 2, "
             f"got input_shape {tuple(input_shape)}"
         )
-    return nn.Sequential(
+    network = nn.Sequential(
         *layers,
         nn.Flatten(),
         nn.Linear(width * math.prod(image), hidden),
         nn.ReLU(),
         nn.Linear(hidden, num_classes),
     )
+    return _started(network, init)
+
+
+def _started(network: nn.Sequential, init: str) -> nn.Sequential:
+    """Return the network with its weights as ``init`` says; all its layers but the last are followed by a ReLU."""
+    check_word("init", init, ("pytorch", "kaiming"))
+    if init == "kaiming":
+        *hidden, last = [layer for layer in network if isinstance(layer, nn.Linear | nn.Conv2d)]
+        for layer in (*hidden, last):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if layer is last else "relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+    return network
 
 
 def check_sizes(name: str, sizes: Sequence[int]) -> None:
